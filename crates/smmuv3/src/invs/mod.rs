@@ -1,0 +1,12 @@
+//! The invalidation array: what a domain owes after any change of its translation tables.
+//!
+//! An [`Entry`] says "this SMMU, this kind, this id must be invalidated". A domain's [`InvArray`] holds them sorted, and
+//! counts for each how many attachments need it. Unmapping threads walk the published array in a read section;
+//! attaching threads, one at a time, [merge](InvArray::merge) into a new array and publish it, or
+//! [unref](InvArray::unref) in place.
+
+mod array;
+mod entry;
+
+pub(crate) use array::{InvArray, NotPresent};
+pub use entry::{Key, Kind};

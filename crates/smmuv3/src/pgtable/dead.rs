@@ -1,0 +1,42 @@
+//! Tables that were taken out and wait to be freed: a list through their own first words.
+
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{Acquire, Release};
+
+use super::{DEAD, PageTable};
+use crate::platform::{PhysAddr, Platform};
+
+/// A list of tables that are linked nowhere any more. Needs no memory of its own.
+///
+/// # Invariants
+/// Word 0 of each table is the address of the next, or 0, plus [`DEAD`]: still invalid, still not empty, for an SMMU or a thread
+/// that is late.
+#[derive(Debug, Default)]
+#[must_use = "forgotten tables are never freed"]
+pub(crate) struct DeadTables {
+    pub(super) head: u64,
+}
+
+impl DeadTables {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head == 0
+    }
+
+    pub(super) fn push(&mut self, table: PhysAddr, words: &[AtomicU64]) {
+        if let Some(first) = words.first() {
+            first.store(self.head | DEAD, Release);
+            self.head = table.0;
+        }
+    }
+}
+
+impl<P: Platform> PageTable<P> {
+    /// Frees the tables. Their invalidation has completed, and a grace period has passed since.
+    pub(crate) fn free(&self, mut tables: DeadTables) {
+        while tables.head != 0 {
+            let table = PhysAddr(tables.head);
+            tables.head = self.table(table).first().map_or(0, |first| first.load(Acquire) & !DEAD);
+            self.free_table(table);
+        }
+    }
+}

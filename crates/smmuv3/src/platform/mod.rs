@@ -1,0 +1,120 @@
+//! What the host gives to the driver: registers, DMA memory, barriers, a clock.
+//!
+//! A port implements two small traits, [`Mmio`] for the registers of one SMMU and [`Platform`] for the
+//! rest, and describes its DMA memory with one [`DmaWindow`]. Three ports stand behind them in this project:
+//! the software model, a QEMU driven from the host, and bare metal. Both traits are safe to implement: the one
+//! promise that memory safety rests on is made where a window is built, in [`DmaWindow::from_raw_parts`].
+//!
+//! A [`Platform`] value is a *handle*: it is cloned freely, and all clones are the same platform.
+
+mod dma;
+mod window;
+
+pub(crate) use dma::DmaBox;
+pub use window::DmaWindow;
+
+use core::fmt;
+
+/// An address on the bus behind the SMMU: what translation tables and queue base registers contain.
+///
+/// It is what the specification calls a PA (physical address). It need not be the address at which the CPU
+/// sees the same byte; [`DmaWindow`] relates the two.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct PhysAddr(pub u64);
+
+/// An address as a device emits it, before translation: a VA at stage 1, an IPA at stage 2.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Iova(pub u64);
+
+macro_rules! hex_fmt {
+    ($($t:ident),*) => {$(
+        impl fmt::Debug for $t {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($t), "({:#x})"), self.0)
+            }
+        }
+        impl fmt::Display for $t {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:#x}", self.0)
+            }
+        }
+    )*};
+}
+hex_fmt!(PhysAddr, Iova);
+
+/// The registers of one SMMU: page 0 at offset 0, page 1 at offset `0x1_0000` (IHI 0070 §6.1).
+///
+/// # What the implementer ensures
+/// - An access is one single-copy atomic access of the stated width, little endian, to Device memory.
+/// - Accesses of one thread reach the SMMU in program order, and a write is ordered after everything that
+///   [`Platform::write_barrier`] ordered before it.
+/// - A device that is gone reads as all ones. Nothing panics.
+///
+/// # What the caller ensures
+/// - `offset` is a multiple of the width and below `0x2_0000`.
+pub trait Mmio: Send + Sync {
+    /// Reads the 32-bit register at `offset` bytes.
+    fn read32(&self, offset: usize) -> u32;
+    /// Writes the 32-bit register at `offset` bytes.
+    fn write32(&self, offset: usize, value: u32);
+    /// Reads the 64-bit register at `offset` bytes.
+    fn read64(&self, offset: usize) -> u64;
+    /// Writes the 64-bit register at `offset` bytes.
+    fn write64(&self, offset: usize, value: u64);
+}
+
+/// Everything else that the driver needs of its host.
+///
+/// # What the implementer ensures
+/// - The methods may be called from any thread and at the same time; none sleeps, none panics.
+/// - The SMMUs reach DMA memory coherently with the CPU (`SMMU_IDR0.COHACC` = 1).
+///
+/// # What the caller ensures
+/// - Memory goes back through [`dma_free`](Self::dma_free) once, with the numbers it was asked for with, and
+///   only when no SMMU can reach it any more.
+pub trait Platform: Clone + Send + Sync + 'static {
+    /// How this host reaches the registers of an SMMU.
+    type Mmio: Mmio;
+    /// The lock behind the driver's few mutexes. Attach, detach and the fault path take them; interrupt
+    /// handlers must not call those, or the lock must mask interrupts.
+    type RawMutex: lock_api::RawMutex + Send + Sync;
+
+    /// The window that all DMA memory lies in. Always the same one.
+    fn window(&self) -> &DmaWindow;
+
+    /// Gives `size` bytes at a device address that is a multiple of `align`, or `None` where there are none.
+    ///
+    /// `size` is a multiple of 64, `align` a power of two of at least 64; the contents may be anything. The
+    /// memory lies wholly in [`window`](Self::window).
+    fn dma_alloc(&self, size: usize, align: usize) -> Option<PhysAddr>;
+
+    /// Takes back what [`dma_alloc`](Self::dma_alloc) gave.
+    fn dma_free(&self, addr: PhysAddr, size: usize, align: usize);
+
+    /// Orders every earlier access of this CPU before every later one, as the SMMU and the devices see them.
+    ///
+    /// On AArch64 a `DMB SY`; a `DMB ISH` (what a Rust fence is) does not reach a device outside the inner
+    /// shareable domain.
+    fn full_barrier(&self);
+
+    /// Orders every earlier write of this CPU before every later one, MMIO included, as the SMMU sees them.
+    ///
+    /// On AArch64 a `DMB ST` of the full system where only memory follows, a `DSB ST` where MMIO does: an
+    /// implementation uses the stronger.
+    fn write_barrier(&self);
+
+    /// Orders every earlier read of this CPU, MMIO included, before every later access.
+    ///
+    /// On AArch64 a `DMB LD` of the full system. Reads of a queue come after the read of its index register.
+    fn read_barrier(&self);
+
+    /// Nanoseconds since some fixed moment; never goes back.
+    fn now_ns(&self) -> u64;
+
+    /// One turn of a waiting loop: a pause or yield of the CPU. Returns soon.
+    fn relax(&self);
+
+    /// A small number that tells CPUs apart, to spread counters. Any answer is correct, and the caller may
+    /// have moved to another CPU by the time it has it; good answers are fast.
+    fn cpu_hint(&self) -> usize;
+}
