@@ -16,11 +16,10 @@ mod map;
 mod unmap;
 
 pub(crate) use dead::DeadTables;
-pub(crate) use map::MapFailure;
-pub(crate) use unmap::Unmapped;
+pub(crate) use map::MapCause;
 
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use crate::arch::{Desc, DescKind, Shape};
 use crate::platform::{DmaBox, Iova, PhysAddr, Platform};
@@ -36,7 +35,9 @@ const DEAD: u64 = 2;
 pub(crate) struct PageTable<P: Platform> {
     platform: P,
     shape: Shape,
-    start: DmaBox<P>,
+    start: PhysAddr,
+    /// An SMMU may still reach the tables, whatever happens to their owner.
+    keep: AtomicBool,
 }
 
 /// What stands in an entry.
@@ -51,8 +52,8 @@ enum Slot {
 impl<P: Platform> PageTable<P> {
     /// An empty table. `None`: no memory.
     pub(crate) fn new(platform: &P, shape: Shape) -> Option<Self> {
-        let start = DmaBox::new(platform, shape.start_size(), shape.start_size())?;
-        Some(PageTable { platform: platform.clone(), shape, start })
+        let start = DmaBox::new(platform, shape.start_size(), shape.start_size())?.into_raw();
+        Some(PageTable { platform: platform.clone(), shape, start, keep: AtomicBool::new(false) })
     }
 
     pub(crate) fn shape(&self) -> &Shape {
@@ -61,7 +62,12 @@ impl<P: Platform> PageTable<P> {
 
     /// The address for `CD.TTB0` or `STE.S2TTB`.
     pub(crate) fn root(&self) -> PhysAddr {
-        self.start.addr()
+        self.start
+    }
+
+    /// Sees to it that no table is freed when the page table is dropped: an SMMU may still reach them.
+    pub(crate) fn keep_forever(&self) {
+        self.keep.store(true, Relaxed);
     }
 
     /// The address that `iova` translates to.
@@ -75,7 +81,7 @@ impl<P: Platform> PageTable<P> {
         if iova.0 >= self.shape.input_end() {
             return None;
         }
-        let mut table = self.start.words();
+        let mut table = self.start_table();
         for level in self.shape.start_level()..=3 {
             match self.slot(table.get(self.shape.index(iova.0, level))?.load(Acquire), level) {
                 Slot::Table(next) => table = self.table(next),
@@ -100,6 +106,11 @@ impl<P: Platform> PageTable<P> {
         self.platform.window().words(addr, self.shape.entries()).unwrap_or(&[])
     }
 
+    /// The entries of the start table, or of all concatenated start tables.
+    fn start_table(&self) -> &[AtomicU64] {
+        self.platform.window().words(self.start, self.shape.start_size() / 8).unwrap_or(&[])
+    }
+
     fn new_table(&self) -> Option<PhysAddr> {
         let size = self.shape.granule().size() as usize;
         Some(DmaBox::new(&self.platform, size, size)?.into_raw())
@@ -108,11 +119,6 @@ impl<P: Platform> PageTable<P> {
     fn free_table(&self, addr: PhysAddr) {
         let size = self.shape.granule().size() as usize;
         self.platform.dma_free(addr, size, size);
-    }
-
-    /// Forgets all memory instead of freeing it: an SMMU may still reach it.
-    pub(crate) fn leak(self) {
-        core::mem::forget(self);
     }
 
     fn free_below(&self, table: &[AtomicU64], level: u8) {
@@ -126,9 +132,12 @@ impl<P: Platform> PageTable<P> {
 }
 
 impl<P: Platform> Drop for PageTable<P> {
-    /// Frees all tables. No SMMU reaches them any more; the owner has seen to it, or calls [`PageTable::leak`].
+    /// Frees all tables. No SMMU reaches them any more, or [`PageTable::keep_forever`] was called.
     fn drop(&mut self) {
-        self.free_below(self.start.words(), self.shape.start_level());
+        if !*self.keep.get_mut() {
+            self.free_below(self.start_table(), self.shape.start_level());
+            self.platform.dma_free(self.start, self.shape.start_size(), self.shape.start_size());
+        }
     }
 }
 

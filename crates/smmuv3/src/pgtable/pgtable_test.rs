@@ -2,7 +2,7 @@
 
 extern crate std;
 
-use super::map::MapCause;
+use super::map::{MapCause, MapFailure};
 use super::*;
 use crate::arch::{AddrSize, Granule, Prot, Stage};
 use crate::testing::TestPlatform;

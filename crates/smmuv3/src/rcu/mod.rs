@@ -14,7 +14,7 @@
 
 mod cell;
 
-pub(crate) use cell::{Published, Retired};
+pub(crate) use cell::{Loaded, Published, Retired};
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;

@@ -1,0 +1,273 @@
+//! Map and unmap, and the invalidation that unmap owes: from the array and a range to commands, to all SMMUs at once, waited
+//! for once.
+//!
+//! The promise is kept by order. An unmapping thread changes descriptors, passes a full barrier (A), enters a read
+//! section, loads the array, and invalidates what it lists. An attaching thread publishes the array that lists the new device, passes
+//! a write barrier (B), and lets the SMMU walk the tables. Either the unmapper sees the new array, or the SMMU's
+//! first walk sees the new descriptors.
+
+mod commands;
+mod range;
+
+pub(crate) use commands::{Change, flush_tag};
+
+use arrayvec::ArrayVec;
+
+use crate::arch::{Granule, Prot};
+use crate::domain::{Paging, PagingDomain};
+use crate::invs::Key;
+use crate::pgtable::{DeadTables, MapCause};
+use crate::platform::{Iova, PhysAddr, Platform};
+use crate::queue::{QueueError, Ticket};
+use crate::shared::Shared;
+use crate::smmu::{MAX_SMMUS, Smmu, SmmuId};
+use commands::push_commands;
+
+/// Why a range can't be mapped or unmapped, whatever is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadRange {
+    /// No bytes.
+    #[error("the length is 0")]
+    Empty,
+    /// An address or the length is not a multiple of the granule.
+    #[error("{value:#x} is not a multiple of the {granule} granule")]
+    Misaligned {
+        /// The address or length.
+        value: u64,
+        /// The granule.
+        granule: Granule,
+    },
+    /// The range does not lie in the domain's input range.
+    #[error("{iova} + {len:#x} is beyond the domain's {bits} input address bits")]
+    Input {
+        /// First IOVA.
+        iova: Iova,
+        /// Bytes.
+        len: u64,
+        /// Input bits.
+        bits: u8,
+    },
+    /// The target does not lie in the domain's output range.
+    #[error("{paddr} + {len:#x} is beyond the domain's {bits} output address bits")]
+    Output {
+        /// First target address.
+        paddr: PhysAddr,
+        /// Bytes.
+        len: u64,
+        /// Output bits.
+        bits: u8,
+    },
+}
+
+/// An SMMU did not carry out an invalidation: devices behind it may still reach what was unmapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{smmu}: invalidation failed: {cause}")]
+pub struct InvalidateError {
+    /// The SMMU; if there are several, the first.
+    pub smmu: SmmuId,
+    /// What went wrong.
+    pub cause: QueueError,
+}
+
+/// Why nothing was mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    /// The range is bad.
+    #[error(transparent)]
+    BadRange(#[from] BadRange),
+    /// Neither reading nor writing is allowed.
+    #[error("a mapping must be readable or writable")]
+    NoAccess,
+    /// Something is mapped there already.
+    #[error("{0} is mapped already")]
+    AlreadyMapped(Iova),
+    /// No memory for a translation table.
+    #[error("out of memory for the translation table of {0}")]
+    NoMemory(Iova),
+    /// The mapping failed half way, and taking the first half back failed too: devices may still reach it.
+    #[error("taking a failed mapping back: {0}")]
+    NotTakenBack(#[from] InvalidateError),
+}
+
+/// Why something is still mapped, or may still be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum UnmapError {
+    /// The range is bad. Nothing was changed.
+    #[error(transparent)]
+    BadRange(#[from] BadRange),
+    /// The range covers a part of a block, which can only be unmapped whole. Nothing was changed.
+    #[error("the range covers only a part of the block of {size:#x} bytes at {iova}")]
+    PartOfBlock {
+        /// Where the block begins.
+        iova: Iova,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// It is unmapped, but an SMMU did not carry out the invalidation: **the pages must not be used for anything else.**
+    #[error("{source} ({bytes:#x} bytes are unmapped but may still be reached)")]
+    StillReachable {
+        /// Bytes that were unmapped.
+        bytes: u64,
+        /// Which SMMU, and why.
+        source: InvalidateError,
+    },
+}
+
+/// What an unmap did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct UnmapReport {
+    /// Bytes that were mapped and are no longer.
+    pub bytes: u64,
+    /// Rounds of waiting for hardware: 0 where no device is attached, else 1.
+    pub wait_rounds: u32,
+}
+
+impl<P: Platform> PagingDomain<P> {
+    /// Lets attached devices reach `len` bytes at `paddr` through `iova`. All or nothing.
+    ///
+    /// All three are multiples of the granule. When it returns, devices can use the mapping.
+    pub fn map(&self, iova: Iova, paddr: PhysAddr, len: u64, prot: Prot) -> Result<(), MapError> {
+        let domain = &*self.0;
+        domain.check_range(iova, len)?;
+        domain.check_target(paddr, len)?;
+        if !prot.intersects(Prot::READ | Prot::WRITE) {
+            return Err(MapError::NoAccess);
+        }
+        let section = domain.fleet.rcu.enter();
+        let result = domain.table.map(iova, paddr, len, prot);
+        drop(section);
+        // The descriptors come before whatever the caller does to set a device going.
+        domain.fleet.platform.write_barrier();
+        result.or_else(|failure| {
+            let done = failure.at.0 - iova.0;
+            if done > 0 {
+                domain.unmap(iova, done).map_err(|error| match error {
+                    UnmapError::StillReachable { source, .. } => MapError::NotTakenBack(source),
+                    UnmapError::BadRange(bad) => bad.into(),
+                    // Another thread mapped a block over the same addresses.
+                    UnmapError::PartOfBlock { iova, .. } => MapError::AlreadyMapped(iova),
+                })?;
+            }
+            Err(match failure.cause {
+                MapCause::Mapped => MapError::AlreadyMapped(failure.at),
+                MapCause::NoMemory => MapError::NoMemory(failure.at),
+            })
+        })
+    }
+
+    /// Takes `len` bytes at `iova` away from all devices; holes are passed over. **When it returns `Ok`, no device can reach
+    /// them any more.**
+    ///
+    /// Both are multiples of the granule. Takes no lock of the domain; with no device attached it waits for nothing.
+    pub fn unmap(&self, iova: Iova, len: u64) -> Result<UnmapReport, UnmapError> {
+        self.0.check_range(iova, len)?;
+        self.0.unmap(iova, len)
+    }
+
+    /// The address that `iova` is mapped to.
+    pub fn iova_to_phys(&self, iova: Iova) -> Option<PhysAddr> {
+        let _section = self.0.fleet.rcu.enter();
+        self.0.table.lookup(iova)
+    }
+}
+
+impl<P: Platform> Paging<P> {
+    fn check_range(&self, iova: Iova, len: u64) -> Result<(), BadRange> {
+        let shape = self.table.shape();
+        let granule = shape.granule();
+        if len == 0 {
+            return Err(BadRange::Empty);
+        }
+        for value in [iova.0, len] {
+            if value & (granule.size() - 1) != 0 {
+                return Err(BadRange::Misaligned { value, granule });
+            }
+        }
+        match iova.0.checked_add(len) {
+            Some(end) if end <= shape.input_end() => Ok(()),
+            _ => Err(BadRange::Input { iova, len, bits: shape.input_bits() }),
+        }
+    }
+
+    fn check_target(&self, paddr: PhysAddr, len: u64) -> Result<(), BadRange> {
+        let granule = self.table.shape().granule();
+        let bits = self.table.shape().output_size().bits();
+        if paddr.0 & (granule.size() - 1) != 0 {
+            return Err(BadRange::Misaligned { value: paddr.0, granule });
+        }
+        match paddr.0.checked_add(len) {
+            Some(end) if end <= 1 << bits => Ok(()),
+            _ => Err(BadRange::Output { paddr, len, bits }),
+        }
+    }
+
+    fn unmap(&self, iova: Iova, len: u64) -> Result<UnmapReport, UnmapError> {
+        // This section keeps the tables that are walked here; the invalidation enters its own, after the descriptors changed.
+        let section = self.fleet.rcu.enter();
+        let found = self.table.unmap(iova, len).map_err(|(iova, size)| UnmapError::PartOfBlock { iova, size })?;
+        if found.bytes == 0 && found.tables.is_empty() {
+            return Ok(UnmapReport::default());
+        }
+        let granule = self.table.shape().granule();
+        let leaf = found.tables.is_empty();
+        let change = Change::Range {
+            first: iova.0,
+            last: iova.0 + (len - 1),
+            granule,
+            stride: if leaf { found.smallest_leaf } else { granule.size() },
+            leaf,
+        };
+        let result = self.invalidate(&change);
+        drop(section);
+        match result {
+            Ok(wait_rounds) => {
+                self.free_tables(found.tables);
+                Ok(UnmapReport { bytes: found.bytes, wait_rounds })
+            }
+            // The tables are not freed: an SMMU may still walk them.
+            Err(source) => Err(UnmapError::StillReachable { bytes: found.bytes, source }),
+        }
+    }
+
+    /// Frees tables whose invalidation has completed, once no thread is in them any more.
+    fn free_tables(&self, tables: DeadTables) {
+        if !tables.is_empty() {
+            self.fleet.rcu.synchronize();
+            self.table.free(tables);
+        }
+    }
+
+    /// Carries out everything the domain owes after `change`. Returns the rounds of waiting.
+    pub(crate) fn invalidate(&self, change: &Change) -> Result<u32, InvalidateError> {
+        // Entering the read section passes barrier (A): the change of the descriptors comes before the load of the array.
+        let array = self.invs.load();
+        let mut keys = array.live().map(|(key, _)| key).peekable();
+        if keys.peek().is_none() {
+            return Ok(0);
+        }
+        let members = self.fleet.load();
+        let mut result = Ok(());
+        let mut tickets: ArrayVec<(&Shared<Smmu<P>>, Ticket), MAX_SMMUS> = ArrayVec::new();
+        while let Some(index) = keys.peek().map(|key: &Key| key.smmu()) {
+            let group = core::iter::from_fn(|| keys.next_if(|key| key.smmu() == index));
+            // Entries are made with the index of a member, and members stay while devices are attached.
+            let Some(smmu) = members.get(index) else {
+                group.for_each(drop);
+                continue;
+            };
+            match smmu.submit(|queue| push_commands(group, change, &smmu.features, |command| queue.push(command))) {
+                Ok(ticket) => {
+                    let _ = tickets.try_push((smmu, ticket));
+                }
+                Err(cause) => result = result.and(Err(InvalidateError { smmu: smmu.id, cause })),
+            }
+        }
+        // Everything is under way everywhere; now wait for all of it.
+        for (smmu, ticket) in tickets {
+            if let Err(cause) = smmu.wait(ticket) {
+                result = result.and(Err(InvalidateError { smmu: smmu.id, cause }));
+            }
+        }
+        result.map(|()| 1)
+    }
+}

@@ -1,0 +1,214 @@
+//! The command queue.
+//!
+//! Producers take a lock, write their commands, ring the doorbell and get a [`Ticket`]; they wait for it without the lock
+//! held. Positions are counted in 64 bits and never wrap; index and wrap bit are their low bits.
+//!
+//! A command that the SMMU refuses stops the queue (§7.1). Whoever looks next replaces it with a CMD_SYNC that does nothing, remembers its
+//! position, and lets the queue go on; the owner of the ticket that covers the position gets the error. No other command is lost.
+
+use arrayvec::ArrayVec;
+use core::sync::atomic::Ordering::Relaxed;
+use lock_api::Mutex;
+
+use super::Deadline;
+use crate::arch::regs::{self, CmdqCons, CmdqError, Gerror, offset};
+use crate::arch::{Command, RawCommand, SyncSignal};
+use crate::platform::{DmaBox, Mmio, Platform};
+
+const ENTRY_SIZE: usize = 16;
+/// Refused commands that are remembered until their owner asks.
+const MAX_FAILURES: usize = 32;
+
+/// Why commands were not carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum QueueError {
+    /// The SMMU refused a command; those around it were carried out.
+    #[error("the SMMU refused a command: {0}")]
+    Refused(CmdqError),
+    /// The SMMU did not consume the commands in time. It may still do so.
+    #[error("the SMMU did not complete its commands in time")]
+    Timeout,
+}
+
+/// A submission: its commands stand at these positions of the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "commands have no effect that can be relied on before they were waited for"]
+pub(crate) struct Ticket {
+    start: u64,
+    end: u64,
+}
+
+/// # Invariants
+/// - `cons <= prod <= cons + size`; positions below `prod` were written and announced to the SMMU.
+struct State {
+    prod: u64,
+    cons: u64,
+    failures: ArrayVec<(u64, CmdqError), MAX_FAILURES>,
+}
+
+pub(crate) struct CommandQueue<P: Platform> {
+    platform: P,
+    entries: DmaBox<P>,
+    log2: u8,
+    timeout_ns: u64,
+    state: Mutex<P::RawMutex, State>,
+}
+
+/// A submission in the making; holds the queue's lock.
+pub(crate) struct Submission<'a, P: Platform> {
+    queue: &'a CommandQueue<P>,
+    mmio: &'a P::Mmio,
+    state: &'a mut State,
+    result: Result<(), QueueError>,
+}
+
+impl<P: Platform> Submission<'_, P> {
+    /// Adds a command. Once space did not come in time, nothing is added any more and the submission fails.
+    pub(crate) fn push(&mut self, command: Command) {
+        if self.result.is_err() {
+            return;
+        }
+        let queue = self.queue;
+        if self.state.prod - self.state.cons == queue.size() {
+            // What fills the queue must be announced before waiting for its consumption.
+            queue.announce(self.mmio, self.state);
+            let deadline = Deadline::after(&queue.platform, queue.timeout_ns);
+            if !deadline.wait(&queue.platform, || {
+                queue.refresh(self.mmio, self.state);
+                self.state.prod - self.state.cons < queue.size()
+            }) {
+                self.result = Err(QueueError::Timeout);
+                return;
+            }
+        }
+        queue.write(self.state.prod, command.encode());
+        self.state.prod += 1;
+    }
+}
+
+impl<P: Platform> CommandQueue<P> {
+    /// A queue of `2^log2` commands. `None`: no memory.
+    pub(crate) fn new(platform: &P, log2: u8, timeout_ns: u64) -> Option<Self> {
+        let size = ENTRY_SIZE << log2;
+        Some(CommandQueue {
+            platform: platform.clone(),
+            entries: DmaBox::new(platform, size, size)?,
+            log2,
+            timeout_ns,
+            state: Mutex::new(State { prod: 0, cons: 0, failures: ArrayVec::new() }),
+        })
+    }
+
+    /// The value of `SMMU_CMDQ_BASE`. PROD and CONS start at 0.
+    pub(crate) fn base(&self) -> u64 {
+        self.entries.addr().0 & regs::QUEUE_BASE_ADDR | regs::QUEUE_BASE_ALLOC | u64::from(self.log2)
+    }
+
+    /// Hands the commands that `fill` pushes to the SMMU, in this order, and a CMD_SYNC behind them. No order is promised between
+    /// submissions of different threads. Waits for space if the queue is full.
+    pub(crate) fn submit(
+        &self,
+        mmio: &P::Mmio,
+        fill: impl FnOnce(&mut Submission<'_, P>),
+    ) -> Result<Ticket, QueueError> {
+        let mut state = self.state.lock();
+        let start = state.prod;
+        let mut submission = Submission { queue: self, mmio, state: &mut state, result: Ok(()) };
+        fill(&mut submission);
+        submission.push(Command::Sync(SyncSignal::None));
+        let result = submission.result;
+        self.announce(mmio, &state);
+        result.map(|()| Ticket { start, end: state.prod })
+    }
+
+    /// Waits until the SMMU has consumed all of a submission, which its CMD_SYNC makes mean: carried out.
+    pub(crate) fn wait(&self, mmio: &P::Mmio, ticket: Ticket) -> Result<(), QueueError> {
+        let deadline = Deadline::after(&self.platform, self.timeout_ns);
+        let done = deadline.wait(&self.platform, || {
+            let mut state = self.state.lock();
+            if state.cons < ticket.end {
+                self.refresh(mmio, &mut state);
+            }
+            state.cons >= ticket.end
+        });
+        // Of several refused commands of a submission the first is told; all are forgotten.
+        let mut state = self.state.lock();
+        let mut failure = None;
+        state.failures.retain(|(position, error)| {
+            let ours = (ticket.start..ticket.end).contains(position);
+            if ours {
+                failure.get_or_insert(*error);
+            }
+            !ours
+        });
+        match (done, failure) {
+            (_, Some(error)) => Err(QueueError::Refused(error)),
+            (false, None) => Err(QueueError::Timeout),
+            (true, None) => Ok(()),
+        }
+    }
+
+    /// Runs `f` while no one else acknowledges global errors. `CMDQ_ERR` is this queue's own to acknowledge.
+    pub(crate) fn with_gerror_owned<R>(&self, mmio: &P::Mmio, f: impl FnOnce() -> R) -> R {
+        let mut state = self.state.lock();
+        self.refresh(mmio, &mut state);
+        f()
+    }
+
+    fn write(&self, position: u64, command: RawCommand) {
+        let slot = (position as usize & ((1 << self.log2) - 1)) * 2;
+        for (word, value) in self.entries.words().iter().skip(slot).zip(command.0) {
+            word.store(value, Relaxed);
+        }
+    }
+
+    /// Tells the SMMU of everything that was written.
+    fn announce(&self, mmio: &P::Mmio, state: &State) {
+        // The commands, and whatever memory they are about, come before the doorbell.
+        self.platform.write_barrier();
+        mmio.write32(offset::CMDQ_PROD, (state.prod & self.mask()) as u32);
+    }
+
+    fn size(&self) -> u64 {
+        1 << self.log2
+    }
+
+    /// Index and wrap bit.
+    fn mask(&self) -> u64 {
+        (2 << self.log2) - 1
+    }
+
+    /// Looks how far the SMMU has come, and sets it going again where a command stopped it.
+    fn refresh(&self, mmio: &P::Mmio, state: &mut State) {
+        let cons = CmdqCons::new_with_raw_value(mmio.read32(offset::CMDQ_CONS));
+        // Distance between PROD and CONS; an SMMU that is gone reads as anything and is taken to have done nothing.
+        let pending = state.prod.wrapping_sub(u64::from(cons.rd().value())) & self.mask();
+        if pending <= state.prod - state.cons {
+            state.cons = state.prod - pending;
+        }
+        if CmdqError::from(cons.err()) == CmdqError::None {
+            return;
+        }
+        // ERR keeps its value after the error is over: GERROR tells whether it is now.
+        let gerror = Gerror::from_bits_retain(mmio.read32(offset::GERROR));
+        let gerrorn = Gerror::from_bits_retain(mmio.read32(offset::GERRORN));
+        if !(gerror ^ gerrorn).contains(Gerror::CMDQ_ERR) || state.cons == state.prod {
+            return;
+        }
+        // Read again: the error may be younger than the first read.
+        let cons = CmdqCons::new_with_raw_value(mmio.read32(offset::CMDQ_CONS));
+        let pending = state.prod.wrapping_sub(u64::from(cons.rd().value())) & self.mask();
+        if pending == 0 || pending > state.prod - state.cons {
+            return;
+        }
+        state.cons = state.prod - pending;
+        if state.failures.is_full() {
+            // Their owners gave up waiting.
+            state.failures.remove(0);
+        }
+        state.failures.push((state.cons, CmdqError::from(cons.err())));
+        self.write(state.cons, Command::Sync(SyncSignal::None).encode());
+        self.platform.write_barrier();
+        mmio.write32(offset::GERRORN, (gerrorn ^ Gerror::CMDQ_ERR).bits());
+    }
+}

@@ -1,0 +1,41 @@
+//! The queues between CPU and SMMU: commands out, events in (IHI 0070 §3.5).
+//!
+//! A queue is an array of `2^log2` entries and two indices, PROD and CONS, each with a wrap bit above it: equal indices mean empty
+//! if the wrap bits are equal, full if they differ.
+
+mod command;
+mod event;
+
+pub use command::QueueError;
+pub(crate) use command::{CommandQueue, Submission, Ticket};
+pub(crate) use event::EventQueue;
+pub use event::EventsTaken;
+
+use crate::platform::Platform;
+
+/// Gives up after a time: every wait in the driver has one.
+pub(crate) struct Deadline {
+    end_ns: u64,
+}
+
+impl Deadline {
+    pub(crate) fn after<P: Platform>(platform: &P, timeout_ns: u64) -> Self {
+        Deadline { end_ns: platform.now_ns().saturating_add(timeout_ns) }
+    }
+
+    pub(crate) fn passed<P: Platform>(&self, platform: &P) -> bool {
+        platform.now_ns() >= self.end_ns
+    }
+
+    /// Waits until `done`; false if the time passed before.
+    pub(crate) fn wait<P: Platform>(&self, platform: &P, mut done: impl FnMut() -> bool) -> bool {
+        while !done() {
+            if self.passed(platform) {
+                // The time may have passed while this thread was not running.
+                return done();
+            }
+            platform.relax();
+        }
+        true
+    }
+}

@@ -1,0 +1,129 @@
+//! One SMMU: probe, reset, its queues and tables, faults.
+
+mod faults;
+mod fleet;
+mod reset;
+
+pub use faults::GlobalErrors;
+pub(crate) use fleet::{Fleet, MAX_SMMUS};
+pub use reset::Unsupported;
+
+use core::fmt;
+use lock_api::Mutex;
+
+use crate::arch::{Command, Features};
+use crate::platform::{PhysAddr, Platform};
+use crate::queue::{CommandQueue, EventQueue, QueueError, Submission, Ticket};
+use crate::table::StreamTable;
+use crate::tags::Tags;
+
+/// The number by which an `Iommu` knows an SMMU: 0 to 63, in the order of adding.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SmmuId(pub(crate) u8);
+
+impl SmmuId {
+    /// The number.
+    pub const fn index(self) -> u8 {
+        self.0
+    }
+}
+
+impl fmt::Debug for SmmuId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SMMU {}", self.0)
+    }
+}
+
+impl fmt::Display for SmmuId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SMMU {}", self.0)
+    }
+}
+
+/// How an SMMU is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SmmuOptions {
+    /// log2 of the entries of the command queue (16 bytes each), 1 to 16; capped by what the SMMU has. Default 8.
+    pub cmdq_log2: u8,
+    /// log2 of the entries of the event queue (32 bytes each), 1 to 16; capped by what the SMMU has. Default 7.
+    pub eventq_log2: u8,
+    /// Raise the wired interrupts for events and global errors. Default off: the host polls.
+    pub interrupts: bool,
+    /// How long to wait for the SMMU to do anything, in nanoseconds. Default one second.
+    pub timeout_ns: u64,
+}
+
+impl Default for SmmuOptions {
+    fn default() -> Self {
+        SmmuOptions { cmdq_log2: 8, eventq_log2: 7, interrupts: false, timeout_ns: 1_000_000_000 }
+    }
+}
+
+/// Why an SMMU cannot be added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AddSmmuError {
+    /// The driver can't serve this SMMU.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// An option is out of its range.
+    #[error("{name} = {value}: must be 1 to 16")]
+    BadOption {
+        /// The option.
+        name: &'static str,
+        /// Its value.
+        value: u8,
+    },
+    /// 64 SMMUs are there already.
+    #[error("there are 64 SMMUs already")]
+    TooMany,
+    /// No memory for queues or tables.
+    #[error("out of memory")]
+    NoMemory,
+    /// The SMMU did not take a register write in time.
+    #[error("the SMMU did not acknowledge {register} = {value:#x} in time")]
+    NotAcknowledged {
+        /// The register.
+        register: &'static str,
+        /// What was written.
+        value: u32,
+    },
+    /// The first commands failed.
+    #[error("the SMMU did not carry out its first commands: {0}")]
+    Commands(#[from] QueueError),
+}
+
+/// One SMMU that was reset and translates.
+pub(crate) struct Smmu<P: Platform> {
+    pub(crate) id: SmmuId,
+    pub(crate) features: Features,
+    pub(crate) mmio: P::Mmio,
+    pub(crate) streams: Mutex<P::RawMutex, StreamTable<P>>,
+    pub(crate) asids: Mutex<P::RawMutex, Tags>,
+    pub(crate) vmids: Mutex<P::RawMutex, Tags>,
+    commands: CommandQueue<P>,
+    events: Mutex<P::RawMutex, EventQueue<P>>,
+    platform: P,
+    timeout_ns: u64,
+}
+
+impl<P: Platform> Smmu<P> {
+    /// Submits the commands that `fill` pushes, and a CMD_SYNC.
+    pub(crate) fn submit(&self, fill: impl FnOnce(&mut Submission<'_, P>)) -> Result<Ticket, QueueError> {
+        self.commands.submit(&self.mmio, fill)
+    }
+
+    /// Waits for a submission.
+    pub(crate) fn wait(&self, ticket: Ticket) -> Result<(), QueueError> {
+        self.commands.wait(&self.mmio, ticket)
+    }
+
+    /// Submits commands and a CMD_SYNC, and waits for it.
+    pub(crate) fn run(&self, commands: impl IntoIterator<Item = Command>) -> Result<(), QueueError> {
+        self.wait(self.submit(|queue| commands.into_iter().for_each(|command| queue.push(command)))?)
+    }
+}
+
+/// Whether an address has no bits above the SMMU's output size.
+pub(crate) fn reachable(features: &Features, addr: PhysAddr, size: u64) -> bool {
+    addr.0.checked_add(size - 1).is_some_and(|last| last >> features.used_oas().bits() == 0)
+}

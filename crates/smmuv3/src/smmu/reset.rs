@@ -1,0 +1,200 @@
+//! From an SMMU in any state to one that translates, with every stream aborted until a device is added.
+//!
+//! The order is the specification's (§6.3.9, §3.21, §3.11): stop traffic, stop translation, tables and queues, forget everything cached,
+//! events, interrupts, and last translation. Each register write that must be acknowledged is waited for, in bounded time.
+
+use lock_api::Mutex;
+
+use super::{AddSmmuError, Smmu, SmmuId, SmmuOptions};
+use crate::arch::regs::{Cr0, Cr1, Cr2, Gbpa, IrqCtrl, offset};
+use crate::arch::{Command, Features, IdRegs, StallModel, regs};
+use crate::platform::{Mmio, PhysAddr, Platform};
+use crate::queue::{CommandQueue, Deadline, EventQueue};
+use crate::table::StreamTable;
+use crate::tags::Tags;
+use arbitrary_int::u2;
+
+/// What an SMMU is or lacks, so that this driver can't serve it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unsupported {
+    /// The registers read as all ones or all zeros.
+    #[error("no SMMU answers (IDR0 reads {0:#x})")]
+    NotThere(u32),
+    /// Another architecture than SMMUv3.
+    #[error("architecture version {0}.x is not SMMUv3 (AIDR)")]
+    Version(u8),
+    /// Neither stage 1 nor stage 2.
+    #[error("neither stage of translation is implemented (IDR0.S1P, S2P)")]
+    NoTranslation,
+    /// No VMSAv8-64 translation tables.
+    #[error("VMSAv8-64 tables are not supported (IDR0.TTF)")]
+    TableFormat,
+    /// Big-endian translation tables only.
+    #[error("little-endian tables are not supported (IDR0.TTENDIAN)")]
+    BigEndian,
+    /// Tables and queues are not read through the CPU's caches.
+    #[error("accesses to tables and queues are not coherent (IDR0.COHACC)")]
+    NotCoherent,
+    /// Table or queue base registers are fixed.
+    #[error("table or queue addresses are preset (IDR1.TABLES_PRESET, QUEUES_PRESET)")]
+    Preset,
+    /// Faulting transactions always stall.
+    #[error("the stall model is forced (IDR0.STALL_MODEL)")]
+    StallForced,
+    /// No translation granule.
+    #[error("no translation granule is supported (IDR5)")]
+    NoGranule,
+    /// Memory that the platform gave lies beyond what the SMMU addresses.
+    #[error("memory at {addr} is beyond the SMMU's {bits} address bits (IDR5.OAS)")]
+    Memory {
+        /// The memory.
+        addr: PhysAddr,
+        /// Output address bits.
+        bits: u8,
+    },
+}
+
+/// Reads the ID registers, and refuses what the driver can't serve.
+fn probe<M: Mmio>(mmio: &M) -> Result<Features, Unsupported> {
+    let idr0 = mmio.read32(offset::IDR0);
+    if idr0 == u32::MAX || idr0 == 0 {
+        return Err(Unsupported::NotThere(idr0));
+    }
+    let ids = IdRegs {
+        idr0: regs::Idr0::new_with_raw_value(idr0),
+        idr1: regs::Idr1::new_with_raw_value(mmio.read32(offset::IDR1)),
+        idr3: regs::Idr3::new_with_raw_value(mmio.read32(offset::IDR3)),
+        idr5: regs::Idr5::new_with_raw_value(mmio.read32(offset::IDR5)),
+        aidr: regs::Aidr::new_with_raw_value(mmio.read32(offset::AIDR)),
+    };
+    if ids.aidr.major().value() != 0 {
+        return Err(Unsupported::Version(ids.aidr.major().value()));
+    }
+    let features = Features::from(ids);
+    for (bad, why) in [
+        (!features.stage1 && !features.stage2, Unsupported::NoTranslation),
+        (!features.aarch64_tables, Unsupported::TableFormat),
+        (!features.little_endian, Unsupported::BigEndian),
+        (!features.coherent, Unsupported::NotCoherent),
+        (features.preset, Unsupported::Preset),
+        (features.stall_model == StallModel::Forced, Unsupported::StallForced),
+        (features.granules == [false; 3], Unsupported::NoGranule),
+    ] {
+        if bad {
+            return Err(why);
+        }
+    }
+    Ok(features)
+}
+
+impl<P: Platform> Smmu<P> {
+    /// Probes and resets the SMMU behind `mmio`.
+    ///
+    /// If that fails, the SMMU is left aborting all traffic, with translation and queues off. If even that is not acknowledged, memory
+    /// that it may still use is never given back.
+    pub(crate) fn new(platform: &P, mmio: P::Mmio, id: SmmuId, options: SmmuOptions) -> Result<Self, AddSmmuError> {
+        for (name, value) in [("cmdq_log2", options.cmdq_log2), ("eventq_log2", options.eventq_log2)] {
+            if !(1..=16).contains(&value) {
+                return Err(AddSmmuError::BadOption { name, value });
+            }
+        }
+        let features = probe(&mmio)?;
+        let none = AddSmmuError::NoMemory;
+        let cmdq_log2 = options.cmdq_log2.min(features.cmdq_log2);
+        let eventq_log2 = options.eventq_log2.min(features.eventq_log2);
+        let smmu = Smmu {
+            id,
+            features,
+            streams: Mutex::new(StreamTable::new(platform, &features).ok_or(none)?),
+            // VMID 0 tags plain stage 1. ASID 0 stays unused, so that a forgotten field is not somebody's.
+            asids: Mutex::new(Tags::new(features.asid_bits).ok_or(none)?),
+            vmids: Mutex::new(Tags::new(features.vmid_bits).ok_or(none)?),
+            commands: CommandQueue::new(platform, cmdq_log2, options.timeout_ns).ok_or(none)?,
+            events: Mutex::new(EventQueue::new(platform, eventq_log2).ok_or(none)?),
+            platform: platform.clone(),
+            timeout_ns: options.timeout_ns,
+            mmio,
+        };
+        let window = platform.window();
+        if !super::reachable(&features, window.base(), window.size().max(1)) {
+            let bits = features.used_oas().bits();
+            return Err(Unsupported::Memory { addr: PhysAddr(window.base().0 + window.size()), bits }.into());
+        }
+        match smmu.reset(options.interrupts) {
+            Ok(()) => Ok(smmu),
+            Err(error) => {
+                if smmu.stop().is_err() {
+                    core::mem::forget(smmu);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Aborts all traffic and turns everything off.
+    fn stop(&self) -> Result<(), AddSmmuError> {
+        // Abort first: between the end of translation and the next beginning nothing may pass untranslated.
+        self.wait_for("GBPA", 0, || !Gbpa::new_with_raw_value(self.mmio.read32(offset::GBPA)).update())?;
+        let gbpa = Gbpa::default().with_shcfg(u2::new(1)).with_abort(true).with_update(true);
+        self.mmio.write32(offset::GBPA, gbpa.raw_value());
+        self.wait_for("GBPA", gbpa.raw_value(), || !Gbpa::new_with_raw_value(self.mmio.read32(offset::GBPA)).update())?;
+        self.set_irqs(IrqCtrl::default())?;
+        self.set_cr0(Cr0::default())
+    }
+
+    fn reset(&self, interrupts: bool) -> Result<(), AddSmmuError> {
+        self.stop()?;
+        let mmio = &self.mmio;
+        // Tables and queues lie in write-back, inner shareable memory.
+        let (wb, inner) = (u2::new(1), u2::new(3));
+        let cr1 = Cr1::default().with_queue_ic(wb).with_queue_oc(wb).with_queue_sh(inner);
+        let cr1 = cr1.with_table_ic(wb).with_table_oc(wb).with_table_sh(inner);
+        mmio.write32(offset::CR1, cr1.raw_value());
+        // The CPU's own TLB maintenance is none of this driver's; unknown streams are to be heard of.
+        mmio.write32(offset::CR2, Cr2::default().with_ptm(true).with_recinvsid(true).raw_value());
+        let (base, config) = self.streams.lock().base();
+        mmio.write64(offset::STRTAB_BASE, base);
+        mmio.write32(offset::STRTAB_BASE_CFG, config);
+
+        // Errors of the past are over.
+        mmio.write32(offset::GERRORN, mmio.read32(offset::GERROR));
+        mmio.write64(offset::CMDQ_BASE, self.commands.base());
+        mmio.write32(offset::CMDQ_PROD, 0);
+        mmio.write32(offset::CMDQ_CONS, 0);
+        let cr0 = Cr0::default().with_cmdqen(true);
+        self.set_cr0(cr0)?;
+        let el2 = self.features.hyp.then_some(Command::TlbiEl2All);
+        self.run([Command::CfgiSteRange { sid: 0, range: 31 }, Command::TlbiNsnhAll].into_iter().chain(el2))?;
+
+        mmio.write64(offset::EVENTQ_BASE, self.events.lock().base());
+        mmio.write32(offset::EVENTQ_PROD, 0);
+        mmio.write32(offset::EVENTQ_CONS, 0);
+        let cr0 = cr0.with_eventqen(true);
+        self.set_cr0(cr0)?;
+        // Interrupts only once there is a queue that they can be about.
+        if interrupts {
+            self.set_irqs(IrqCtrl::default().with_gerror_irqen(true).with_eventq_irqen(true))?;
+        }
+        self.set_cr0(cr0.with_smmuen(true).with_atschk(self.features.ats))
+    }
+
+    fn set_cr0(&self, cr0: Cr0) -> Result<(), AddSmmuError> {
+        // What the SMMU will use from now on comes before the switch.
+        self.platform.write_barrier();
+        self.mmio.write32(offset::CR0, cr0.raw_value());
+        self.wait_for("CR0", cr0.raw_value(), || self.mmio.read32(offset::CR0ACK) == cr0.raw_value())
+    }
+
+    fn set_irqs(&self, irqs: IrqCtrl) -> Result<(), AddSmmuError> {
+        self.mmio.write32(offset::IRQ_CTRL, irqs.raw_value());
+        self.wait_for("IRQ_CTRL", irqs.raw_value(), || self.mmio.read32(offset::IRQ_CTRLACK) == irqs.raw_value())
+    }
+
+    fn wait_for(&self, register: &'static str, value: u32, done: impl FnMut() -> bool) -> Result<(), AddSmmuError> {
+        if Deadline::after(&self.platform, self.timeout_ns).wait(&self.platform, done) {
+            Ok(())
+        } else {
+            Err(AddSmmuError::NotAcknowledged { register, value })
+        }
+    }
+}
