@@ -95,8 +95,8 @@ pub struct Laziness {
     pub junk_at_reset: bool,
     /// Reads of an ACK register (or of `GBPA`) that still give the old value after an update was asked for.
     pub ack_polls: u32,
-    /// Each invalidation is carried out as soon as it is consumed with probability 1/2, rather than only when a CMD_SYNC
-    /// completes. Finds drivers that invalidate before they change the table.
+    /// Each invalidation is carried out as soon as it is consumed with probability 1/2, rather than only when a
+    /// CMD_SYNC completes. Finds drivers that invalidate before they change the table.
     pub early_invalidations: bool,
     /// Entries that a TLB holds before it evicts one at random.
     pub tlb_entries: usize,
@@ -171,10 +171,8 @@ impl ModelSmmuConfig {
             | num(self.eventq_log2, 16)
             | num(self.cmdq_log2, 21);
         let idr3 = bit(self.range_inv, 10) | num(self.bbm_level, 11);
-        let idr5 = num(self.oas.code(), 0)
-            | bit(self.granules[0], 4)
-            | bit(self.granules[1], 5)
-            | bit(self.granules[2], 6);
+        let idr5 =
+            num(self.oas.code(), 0) | bit(self.granules[0], 4) | bit(self.granules[1], 5) | bit(self.granules[2], 6);
         IdRegs {
             idr0: Idr0::new_with_raw_value(idr0),
             idr1: Idr1::new_with_raw_value(idr1),

@@ -181,7 +181,7 @@ impl<P: Platform> SmmuHandle<P> {
     }
 
     /// Takes the events that wait in the event queue, oldest first; at most one queue full. To be called from the host's handler of the
-    /// event interrupt, or now and then.
+    /// event interrupt, or now and then. `each` must not take events itself.
     pub fn take_events(&self, each: impl FnMut(Event)) -> EventsTaken {
         self.0.take_events(each)
     }

@@ -10,10 +10,23 @@
 //! `smmuv3-model` is one.
 //!
 //! ```
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use smmuv3::arch::{Prot, Stage};
 //! use smmuv3::platform::Iova;
 //! use smmuv3::{DeviceConfig, Geometry, Iommu, SmmuOptions};
+//! # use smmuv3_model::{Model, ModelConfig};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let model = Model::new(ModelConfig::default());
+//! # let (platform, registers) = (model.platform(), model.mmio(0));
+//! let iommu = Iommu::new(platform)?;
+//! let smmu = iommu.add_smmu(registers, SmmuOptions::default())?; // probe and reset
+//! let nic = iommu.add_device(&smmu, DeviceConfig::stream(0x18))?; // blocked for now
+//! let domain = iommu.paging_domain(Stage::S1, Geometry::default())?;
+//! nic.attach(&domain)?;
+//! # let paddr = model.alloc_data(1).ok_or("no memory")?.addr();
+//! domain.map(Iova(0x1000), paddr, 0x1000, Prot::READ | Prot::WRITE)?;
+//! domain.unmap(Iova(0x1000), 0x1000)?; // returns when no device can reach the page
+//! nic.detach()?;
 //! # Ok(()) }
 //! ```
 //!
@@ -36,7 +49,7 @@
 //! | `iommu` | the root object |
 
 #![no_std]
-#![cfg_attr(test, allow(clippy::disallowed_methods))]
+#![cfg_attr(test, allow(clippy::disallowed_methods, clippy::disallowed_macros))]
 
 extern crate alloc;
 
@@ -66,3 +79,7 @@ pub use iommu::{AddDeviceError, DeviceConfig, Iommu, OutOfMemory, SmmuHandle};
 pub use queue::{EventsTaken, QueueError};
 pub use smmu::{AddSmmuError, GlobalErrors, SmmuId, SmmuOptions, Unsupported};
 pub use table::StreamTableError;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

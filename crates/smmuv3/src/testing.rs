@@ -23,6 +23,8 @@ struct Inner {
     pages: Mutex<Vec<bool>>,
     /// Allocations that still succeed.
     budget: AtomicUsize,
+    /// All of memory at each write barrier, while it is recorded: between two of them, stores may become visible in any order.
+    epochs: Mutex<Option<Vec<Vec<u64>>>>,
     start: Instant,
 }
 
@@ -34,6 +36,7 @@ impl TestPlatform {
             words,
             pages: Mutex::new(std::vec![false; pages]),
             budget: AtomicUsize::new(usize::MAX),
+            epochs: Mutex::new(None),
             start: Instant::now(),
         }))
     }
@@ -41,6 +44,41 @@ impl TestPlatform {
     /// Lets `n` allocations succeed, and then none.
     pub(crate) fn allow_allocations(&self, n: usize) {
         self.0.budget.store(n, Ordering::SeqCst);
+    }
+
+    /// Records memory as it is now, and from now on at each write barrier.
+    pub(crate) fn record_epochs(&self) {
+        *self.0.epochs.lock().unwrap() = Some(std::vec![self.snapshot()]);
+    }
+
+    /// What was recorded so far, with memory as it is now at the end.
+    pub(crate) fn epochs(&self) -> Vec<Vec<u64>> {
+        let mut epochs = self.0.epochs.lock().unwrap().clone().unwrap_or_default();
+        epochs.push(self.snapshot());
+        epochs
+    }
+
+    fn snapshot(&self) -> Vec<u64> {
+        self.0.words.iter().map(|word| word.load(Ordering::Relaxed)).collect()
+    }
+
+    /// The index in a recorded epoch of the word at a device address.
+    pub(crate) fn index(addr: u64) -> usize {
+        ((addr - BASE) / 8) as usize
+    }
+
+    /// Asserts that whoever sees the word at `pointer` as it is now sees `count` zeros behind it, in whatever order stores become
+    /// visible between barriers.
+    pub(crate) fn assert_zeroed_before_pointed_to(&self, pointer: u64, target: u64, count: usize) {
+        let epochs = self.epochs();
+        let pointer = Self::index(pointer);
+        let written = epochs.last().expect("memory as it is now")[pointer];
+        let first = epochs.iter().position(|epoch| epoch[pointer] == written).expect("at the latest in the last");
+        assert!(first > 0);
+        let target = Self::index(target);
+        // The pointer was stored after the barrier of this epoch.
+        let before = &epochs[first - 1][target..target + count];
+        assert!(before.iter().all(|word| *word == 0), "garbage is reachable: {:#x?}", &before[..2]);
     }
 
     /// Pages that are taken now.
@@ -102,6 +140,9 @@ impl Platform for TestPlatform {
     }
     fn write_barrier(&self) {
         fence(Ordering::SeqCst);
+        if let Some(epochs) = &mut *self.0.epochs.lock().unwrap() {
+            epochs.push(self.snapshot());
+        }
     }
     fn read_barrier(&self) {
         fence(Ordering::SeqCst);

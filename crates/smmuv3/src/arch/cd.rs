@@ -153,7 +153,7 @@ impl RawCd {
         if !w0.aa64() {
             return bad("AA64", 0);
         }
-        if w0.endi() {
+        if w0.endi() && !w0.epd0() {
             return bad("ENDI", 1);
         }
         if !w0.epd1() {
@@ -245,3 +245,7 @@ impl L1Cd {
         self.v().then(|| PhysAddr(self.l2ptr().value() << 12))
     }
 }
+
+#[cfg(test)]
+#[path = "cd_test.rs"]
+mod tests;

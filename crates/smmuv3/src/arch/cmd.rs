@@ -123,11 +123,11 @@ pub enum Command {
     PrefetchConfig { sid: u32, ssid: Option<u32> },
     /// Forget an STE; with `leaf` false also the L1STD above it (§4.3.1).
     CfgiSte { sid: u32, leaf: bool },
-    /// Forget `2^(range + 1)` STEs around `sid`; a range of 31 is all (§4.3.2, §4.3.3).
+    /// Forget `2^(range + 1)` STEs around `sid`; a range of 31 is all (§4.3.2, §4.3.6).
     CfgiSteRange { sid: u32, range: u8 },
-    /// Forget a CD; with `leaf` false also the L1CD above it (§4.3.4).
+    /// Forget a CD; with `leaf` false also the L1CD above it (§4.3.3).
     CfgiCd { sid: u32, ssid: u32, leaf: bool },
-    /// Forget all CDs of a stream (§4.3.5).
+    /// Forget all CDs of a stream (§4.3.4).
     CfgiCdAll { sid: u32 },
     /// Stage 1 EL1 entries by VMID (§4.4.2.1).
     TlbiNhAll { vmid: u16 },
@@ -192,8 +192,8 @@ pub struct RawCommand(pub [u64; 2]);
 /// Why 16 bytes are no command that the architecture defines for a Non-secure queue: CERROR_ILL (§4.1.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IllegalCommand {
-    /// No such opcode on a Non-secure Command queue.
-    #[error("opcode {0:#04x} is not a Non-secure command")]
+    /// No opcode that this crate knows; most of those are illegal on a Non-secure Command queue.
+    #[error("opcode {0:#04x} is unknown")]
     Opcode(u8),
     /// `SSec` is 1, which only a Secure queue may have.
     #[error("opcode {0:#04x}: SSec is set on a Non-secure queue")]
@@ -340,7 +340,9 @@ impl RawCommand {
             };
             let range =
                 TlbiRange { granule, num: word0.num().value(), scale: word0.scale().value(), ttl: word1.ttl().value() };
-            if range.num == 0 && range.scale == 0 && range.ttl == 0 {
+            // With 16 KiB pages TTL 1 counts as 0: there are no leaves at level 1.
+            let no_ttl = range.ttl == 0 || (range.ttl == 1 && granule == Granule::K16);
+            if range.num == 0 && range.scale == 0 && no_ttl {
                 return Err(IllegalCommand::EmptyRange);
             }
             Ok(TlbiAddr { addr: address, leaf, range: Some(range) })
@@ -359,7 +361,11 @@ impl RawCommand {
             op::TLBI_EL2_ALL => Command::TlbiEl2All,
             op::TLBI_EL2_VA => Command::TlbiEl2Va { asid, addr: addr()? },
             op::TLBI_EL2_ASID => Command::TlbiEl2Asid { asid },
-            op::TLBI_S2_IPA => Command::TlbiS2Ipa { vmid, addr: addr()? },
+            op::TLBI_S2_IPA => {
+                // Unlike a VA, an IPA has bits 55:12 only (§4.4.3.1).
+                let at = addr()?;
+                Command::TlbiS2Ipa { vmid, addr: TlbiAddr { addr: at.addr & ((1 << 56) - 1), ..at } }
+            }
             op::TLBI_S12_VMALL => Command::TlbiS12Vmall { vmid },
             op::TLBI_NSNH_ALL => Command::TlbiNsnhAll,
             op::ATC_INV => {
@@ -396,3 +402,7 @@ impl fmt::Debug for RawCommand {
         write!(f, "RawCommand([{:#018x}, {:#018x}])", self.0[0], self.0[1])
     }
 }
+
+#[cfg(test)]
+#[path = "cmd_test.rs"]
+mod tests;

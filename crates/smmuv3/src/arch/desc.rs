@@ -95,14 +95,17 @@ impl Desc {
         if self.0 & VALID == 0 {
             return DescKind::Invalid;
         }
-        let addr = PhysAddr(self.0 & ADDR & !(granule.size() - 1));
+        let table = PhysAddr(self.0 & ADDR & !(granule.size() - 1));
+        // The address of a block begins at its size; bits below it are attributes or reserved.
+        let shift = granule.shift() + (3 - level as u32) * (granule.shift() - 3);
+        let leaf = PhysAddr(self.0 & ADDR & !((1 << shift) - 1));
         match (self.0 & TABLE_OR_PAGE == TABLE_OR_PAGE, level) {
-            (true, 3) => DescKind::Leaf(addr),
-            (true, _) => DescKind::Table(addr),
+            (true, 3) => DescKind::Leaf(leaf),
+            (true, _) => DescKind::Table(table),
             (false, 3) => DescKind::Invalid,
             // Blocks: at level 1 for 4 KiB, at level 2 for all; elsewhere the encoding is reserved.
-            (false, 2) => DescKind::Leaf(addr),
-            (false, 1) if matches!(granule, Granule::K4) => DescKind::Leaf(addr),
+            (false, 2) => DescKind::Leaf(leaf),
+            (false, 1) if matches!(granule, Granule::K4) => DescKind::Leaf(leaf),
             (false, _) => DescKind::Invalid,
         }
     }
@@ -187,3 +190,7 @@ impl core::fmt::Debug for Desc {
         write!(f, "Desc({:#018x})", self.0)
     }
 }
+
+#[cfg(test)]
+#[path = "desc_test.rs"]
+mod tests;

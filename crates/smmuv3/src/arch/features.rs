@@ -171,7 +171,8 @@ impl From<IdRegs> for Features {
             aarch64_tables: idr0.ttf().value() & 0b10 != 0,
             little_endian: matches!(idr0.ttendian().value(), 0 | 2),
             coherent: idr0.cohacc(),
-            hyp: idr0.hyp(),
+            // Without stage 1 there are no EL2 regimes, and their commands are illegal.
+            hyp: idr0.hyp() && idr0.s1p(),
             ats: idr0.ats(),
             split_stage_ats: idr0.ats() && !idr0.ns1ats(),
             pri: idr0.pri(),

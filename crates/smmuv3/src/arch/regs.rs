@@ -385,3 +385,7 @@ impl core::fmt::Display for CmdqError {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "regs_test.rs"]
+mod tests;

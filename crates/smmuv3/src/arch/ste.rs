@@ -482,8 +482,8 @@ impl RawSte {
 
     /// The bits of each word that an SMMU looks at to handle traffic, given what the entry says it is.
     ///
-    /// Two entries that agree in these bits behave alike; the entry writer rests on that. Conservative: `SHCFG`
-    /// and the like count as used wherever some SMMU may look at them.
+    /// Two entries that agree in these bits behave alike; the entry writer rests on that. Conservative: attribute
+    /// overrides count as used wherever some SMMU may look at them.
     pub fn used(&self) -> [u64; 8] {
         let w0 = Word0::new_with_raw_value(self.0[0]);
         let mut used = [0; 8];
@@ -496,7 +496,7 @@ impl RawSte {
         if config & 0b100 == 0 {
             return used;
         }
-        used[1] |= SHCFG;
+        used[1] |= ATTRIBUTES;
         if config & 0b011 != 0 {
             used[1] |= EATS;
             used[2] |= S2VMID;
@@ -516,7 +516,8 @@ impl RawSte {
 
 const V: u64 = 1;
 const CONFIG: u64 = 0b1110;
-const SHCFG: u64 = 0b11 << 44;
+/// DRE, CONT, DCP, PPAR, MEV; MemAttr, MTCFG, ALLOCCFG, SHCFG, NSCFG, PRIVCFG, INSTCFG
+const ATTRIBUTES: u64 = 0xff << 12 | 0xf_ffff << 32;
 const EATS: u64 = 0b11 << 28;
 const S2VMID: u64 = 0xffff;
 /// S1Fmt, S1ContextPtr, S1CDMax
@@ -560,6 +561,12 @@ impl L1Std {
         if span == 0 || span > 11 || span > split + 1 {
             return None;
         }
-        Some((PhysAddr(self.l2ptr().value() << 6), span - 1))
+        // The array is aligned to its size; lower bits are taken as 0.
+        let log2 = span - 1;
+        Some((PhysAddr(self.l2ptr().value() >> log2 << log2 << 6), log2))
     }
 }
+
+#[cfg(test)]
+#[path = "ste_test.rs"]
+mod tests;

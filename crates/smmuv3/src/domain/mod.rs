@@ -4,6 +4,7 @@
 //! it; with none, its array is empty and unmapping costs no invalidation. Devices that are attached to no domain are
 //! *blocked* (every access is aborted) or *identity* (accesses pass untranslated); neither needs an object.
 
+use arrayvec::ArrayVec;
 use core::fmt;
 
 use crate::arch::{AddrSize, BadShape, Granule, Shape, Stage};
@@ -82,9 +83,27 @@ impl<P: Platform> PagingDomain<P> {
         self.0.table.shape().granule()
     }
 
-    /// Calls `each` for every invalidation that the domain owes after a change, in order.
+    /// Calls `each` for every invalidation that the domain owes after a change, in order. Devices may be attached and detached
+    /// meanwhile, and by `each` too.
     pub fn owed(&self, mut each: impl FnMut(Owed)) {
-        self.0.invs.load().live().for_each(|(key, users)| each(Owed { key, users }));
+        let mut last = None;
+        loop {
+            // A few at a time, so that `each` is not called inside the read section.
+            let some: ArrayVec<Owed, 16> = self
+                .0
+                .invs
+                .load()
+                .live()
+                .filter(|(key, _)| last < Some(*key))
+                .map(|(key, users)| Owed { key, users })
+                .take(16)
+                .collect();
+            last = match some.last() {
+                Some(owed) => Some(owed.key),
+                None => return,
+            };
+            some.into_iter().for_each(&mut each);
+        }
     }
 }
 

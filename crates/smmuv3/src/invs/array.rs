@@ -67,7 +67,7 @@ impl InvArray {
                 users += 1;
             }
             // Within the reserved capacity: at most one for each live entry and each of `add`.
-            entries.push(Entry::new(key, users));
+            entries.extend([Entry::new(key, users)]);
         }
         let len = AtomicUsize::new(entries.len());
         Ok(InvArray { entries, len, trash: AtomicUsize::new(0) })

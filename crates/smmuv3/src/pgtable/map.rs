@@ -38,7 +38,7 @@ impl<P: Platform> PageTable<P> {
     /// Maps the leaves from `at` on that lie in one table. Returns how far it came.
     fn map_some(&self, at: u64, end: u64, paddr: PhysAddr, prot: Prot) -> Result<u64, MapCause> {
         'top: loop {
-            let mut table = self.start_table();
+            let mut table = self.start.words();
             let mut level = self.shape.start_level();
             loop {
                 let size = 1u64 << self.shape.level_shift(level);

@@ -18,8 +18,8 @@ mod unmap;
 pub(crate) use dead::DeadTables;
 pub(crate) use map::MapCause;
 
+use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
-use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use crate::arch::{Desc, DescKind, Shape};
 use crate::platform::{DmaBox, Iova, PhysAddr, Platform};
@@ -35,9 +35,7 @@ const DEAD: u64 = 2;
 pub(crate) struct PageTable<P: Platform> {
     platform: P,
     shape: Shape,
-    start: PhysAddr,
-    /// An SMMU may still reach the tables, whatever happens to their owner.
-    keep: AtomicBool,
+    start: DmaBox<P>,
 }
 
 /// What stands in an entry.
@@ -52,8 +50,8 @@ enum Slot {
 impl<P: Platform> PageTable<P> {
     /// An empty table. `None`: no memory.
     pub(crate) fn new(platform: &P, shape: Shape) -> Option<Self> {
-        let start = DmaBox::new(platform, shape.start_size(), shape.start_size())?.into_raw();
-        Some(PageTable { platform: platform.clone(), shape, start, keep: AtomicBool::new(false) })
+        let start = DmaBox::new(platform, shape.start_size(), shape.start_size())?;
+        Some(PageTable { platform: platform.clone(), shape, start })
     }
 
     pub(crate) fn shape(&self) -> &Shape {
@@ -62,12 +60,12 @@ impl<P: Platform> PageTable<P> {
 
     /// The address for `CD.TTB0` or `STE.S2TTB`.
     pub(crate) fn root(&self) -> PhysAddr {
-        self.start
+        self.start.addr()
     }
 
     /// Sees to it that no table is freed when the page table is dropped: an SMMU may still reach them.
     pub(crate) fn keep_forever(&self) {
-        self.keep.store(true, Relaxed);
+        self.start.keep_forever();
     }
 
     /// The address that `iova` translates to.
@@ -81,7 +79,7 @@ impl<P: Platform> PageTable<P> {
         if iova.0 >= self.shape.input_end() {
             return None;
         }
-        let mut table = self.start_table();
+        let mut table = self.start.words();
         for level in self.shape.start_level()..=3 {
             match self.slot(table.get(self.shape.index(iova.0, level))?.load(Acquire), level) {
                 Slot::Table(next) => table = self.table(next),
@@ -104,11 +102,6 @@ impl<P: Platform> PageTable<P> {
     /// The entries of a table below the start level. Empty if the address is none of ours, which a walk takes for unmapped.
     fn table(&self, addr: PhysAddr) -> &[AtomicU64] {
         self.platform.window().words(addr, self.shape.entries()).unwrap_or(&[])
-    }
-
-    /// The entries of the start table, or of all concatenated start tables.
-    fn start_table(&self) -> &[AtomicU64] {
-        self.platform.window().words(self.start, self.shape.start_size() / 8).unwrap_or(&[])
     }
 
     fn new_table(&self) -> Option<PhysAddr> {
@@ -134,9 +127,8 @@ impl<P: Platform> PageTable<P> {
 impl<P: Platform> Drop for PageTable<P> {
     /// Frees all tables. No SMMU reaches them any more, or [`PageTable::keep_forever`] was called.
     fn drop(&mut self) {
-        if !*self.keep.get_mut() {
-            self.free_below(self.start_table(), self.shape.start_level());
-            self.platform.dma_free(self.start, self.shape.start_size(), self.shape.start_size());
+        if !self.start.is_kept() {
+            self.free_below(self.start.words(), self.shape.start_level());
         }
     }
 }

@@ -307,3 +307,17 @@ fn overlapping_callers_lose_no_page_and_no_memory() {
     assert_eq!(mapped, unmapped + left.bytes / 0x1000);
     table.free(left.tables);
 }
+
+#[test]
+fn a_table_pointer_is_visible_only_after_the_zeros_of_the_table() {
+    let platform = TestPlatform::new(16);
+    let table = table(&platform, Stage::S1, Granule::K4, 48);
+    platform.record_epochs();
+    table.map(Iova(0x1000), PhysAddr(0x5000), 0x1000, RW).unwrap();
+    let mut at = table.root().0;
+    for level in 0..3 {
+        let DescKind::Table(next) = Desc(platform.read(at)).kind(level, Granule::K4) else { panic!("no table") };
+        platform.assert_zeroed_before_pointed_to(at, next.0, 512);
+        at = next.0;
+    }
+}

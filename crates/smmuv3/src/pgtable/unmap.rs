@@ -40,7 +40,7 @@ impl<P: Platform> PageTable<P> {
             }
         }
         let mut found = Unmapped::default();
-        self.unmap_in(self.start_table(), self.shape.start_level(), iova.0, end, &mut found);
+        self.unmap_in(self.start.words(), self.shape.start_level(), iova.0, end, &mut found);
         Ok(found)
     }
 

@@ -1,14 +1,14 @@
 //! An owned piece of DMA memory.
 
 use core::fmt;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::{PhysAddr, Platform};
 
 /// Zeroed DMA memory that is given back when dropped.
 ///
-/// Whoever drops it has first made sure that no SMMU reaches it any more.
+/// Whoever drops it has first made sure that no SMMU reaches it any more, or calls [`keep_forever`](Self::keep_forever).
 ///
 /// # Invariants
 /// `addr`, `size` and `align` are those of one successful `dma_alloc`, and lie in the platform's window.
@@ -17,6 +17,7 @@ pub(crate) struct DmaBox<P: Platform> {
     addr: PhysAddr,
     size: usize,
     align: usize,
+    keep: AtomicBool,
 }
 
 impl<P: Platform> DmaBox<P> {
@@ -29,7 +30,7 @@ impl<P: Platform> DmaBox<P> {
         match platform.window().words(addr, size / 8) {
             Some(words) if addr.0.is_multiple_of(align as u64) => {
                 words.iter().for_each(|word| word.store(0, Relaxed));
-                Some(DmaBox { platform: platform.clone(), addr, size, align })
+                Some(DmaBox { platform: platform.clone(), addr, size, align, keep: AtomicBool::new(false) })
             }
             _ => {
                 platform.dma_free(addr, size, align);
@@ -45,6 +46,16 @@ impl<P: Platform> DmaBox<P> {
         addr
     }
 
+    /// Sees to it that the memory is never given back: an SMMU may still reach it.
+    pub(crate) fn keep_forever(&self) {
+        self.keep.store(true, Relaxed);
+    }
+
+    /// Whether [`keep_forever`](Self::keep_forever) was called.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.keep.load(Relaxed)
+    }
+
     /// Where the devices see it.
     pub(crate) fn addr(&self) -> PhysAddr {
         self.addr
@@ -58,7 +69,9 @@ impl<P: Platform> DmaBox<P> {
 
 impl<P: Platform> Drop for DmaBox<P> {
     fn drop(&mut self) {
-        self.platform.dma_free(self.addr, self.size, self.align);
+        if !self.is_kept() {
+            self.platform.dma_free(self.addr, self.size, self.align);
+        }
     }
 }
 

@@ -16,6 +16,8 @@ use crate::arch::{Command, RawCommand, SyncSignal};
 use crate::platform::{DmaBox, Mmio, Platform};
 
 const ENTRY_SIZE: usize = 16;
+/// What registers of an SMMU that is gone read as. `CMDQ_CONS` has bits that are always 0, so it is no state of a queue.
+const GONE: u32 = u32::MAX;
 /// Refused commands that are remembered until their owner asks.
 const MAX_FAILURES: usize = 32;
 
@@ -44,6 +46,8 @@ struct State {
     prod: u64,
     cons: u64,
     failures: ArrayVec<(u64, CmdqError), MAX_FAILURES>,
+    /// Failures below this position are no longer remembered: who submitted anything below it is told that it failed.
+    forgotten: u64,
 }
 
 pub(crate) struct CommandQueue<P: Platform> {
@@ -95,13 +99,18 @@ impl<P: Platform> CommandQueue<P> {
             entries: DmaBox::new(platform, size, size)?,
             log2,
             timeout_ns,
-            state: Mutex::new(State { prod: 0, cons: 0, failures: ArrayVec::new() }),
+            state: Mutex::new(State { prod: 0, cons: 0, failures: ArrayVec::new(), forgotten: 0 }),
         })
     }
 
     /// The value of `SMMU_CMDQ_BASE`. PROD and CONS start at 0.
     pub(crate) fn base(&self) -> u64 {
         self.entries.addr().0 & regs::QUEUE_BASE_ADDR | regs::QUEUE_BASE_ALLOC | u64::from(self.log2)
+    }
+
+    /// The SMMU may still read the queue: its memory is never given back.
+    pub(crate) fn keep_forever(&self) {
+        self.entries.keep_forever();
     }
 
     /// Hands the commands that `fill` pushes to the SMMU, in this order, and a CMD_SYNC behind them. No order is promised between
@@ -141,6 +150,9 @@ impl<P: Platform> CommandQueue<P> {
             }
             !ours
         });
+        if ticket.start < state.forgotten {
+            failure.get_or_insert(CmdqError::Unknown(0));
+        }
         match (done, failure) {
             (_, Some(error)) => Err(QueueError::Refused(error)),
             (false, None) => Err(QueueError::Timeout),
@@ -180,8 +192,12 @@ impl<P: Platform> CommandQueue<P> {
 
     /// Looks how far the SMMU has come, and sets it going again where a command stopped it.
     fn refresh(&self, mmio: &P::Mmio, state: &mut State) {
-        let cons = CmdqCons::new_with_raw_value(mmio.read32(offset::CMDQ_CONS));
-        // Distance between PROD and CONS; an SMMU that is gone reads as anything and is taken to have done nothing.
+        let raw = mmio.read32(offset::CMDQ_CONS);
+        if raw == GONE {
+            return;
+        }
+        let cons = CmdqCons::new_with_raw_value(raw);
+        // Distance between PROD and CONS. What cannot be is taken for no progress.
         let pending = state.prod.wrapping_sub(u64::from(cons.rd().value())) & self.mask();
         if pending <= state.prod - state.cons {
             state.cons = state.prod - pending;
@@ -203,8 +219,8 @@ impl<P: Platform> CommandQueue<P> {
         }
         state.cons = state.prod - pending;
         if state.failures.is_full() {
-            // Their owners gave up waiting.
-            state.failures.remove(0);
+            let (position, _) = state.failures.remove(0);
+            state.forgotten = state.forgotten.max(position + 1);
         }
         state.failures.push((state.cons, CmdqError::from(cons.err())));
         self.write(state.cons, Command::Sync(SyncSignal::None).encode());

@@ -41,6 +41,11 @@ impl<P: Platform> EventQueue<P> {
         self.entries.addr().0 & regs::QUEUE_BASE_ADDR | regs::QUEUE_BASE_ALLOC | u64::from(self.log2)
     }
 
+    /// The SMMU may still write to the queue: its memory is never given back.
+    pub(crate) fn keep_forever(&self) {
+        self.entries.keep_forever();
+    }
+
     /// Takes what is in the queue now, oldest first; at most one queue full, so it ends.
     pub(crate) fn take(&mut self, mmio: &P::Mmio, mut each: impl FnMut(Event)) -> EventsTaken {
         let mask = (2u32 << self.log2) - 1;
@@ -48,8 +53,8 @@ impl<P: Platform> EventQueue<P> {
         // The records come after the index that announces them.
         self.platform.read_barrier();
         let waiting = prod.wrapping_sub(self.cons) & mask;
-        if waiting > 1 << self.log2 {
-            // No state of a queue that works; an SMMU that is gone reads as all ones.
+        if prod == u32::MAX || waiting > 1 << self.log2 {
+            // No state of a queue that works. An SMMU that is gone reads as all ones.
             return EventsTaken::default();
         }
         for _ in 0..waiting {

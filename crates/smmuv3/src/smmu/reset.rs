@@ -120,15 +120,8 @@ impl<P: Platform> Smmu<P> {
             let bits = features.used_oas().bits();
             return Err(Unsupported::Memory { addr: PhysAddr(window.base().0 + window.size()), bits }.into());
         }
-        match smmu.reset(options.interrupts) {
-            Ok(()) => Ok(smmu),
-            Err(error) => {
-                if smmu.stop().is_err() {
-                    core::mem::forget(smmu);
-                }
-                Err(error)
-            }
-        }
+        smmu.reset(options.interrupts)?;
+        Ok(smmu)
     }
 
     /// Aborts all traffic and turns everything off.
@@ -171,8 +164,13 @@ impl<P: Platform> Smmu<P> {
         mmio.write32(offset::EVENTQ_CONS, 0);
         let cr0 = cr0.with_eventqen(true);
         self.set_cr0(cr0)?;
-        // Interrupts only once there is a queue that they can be about.
+        // Interrupts only once there is a queue that they can be about. Where they could be messages, the addresses are
+        // UNKNOWN after reset; address 0 sends none, and leaves the wires.
         if interrupts {
+            if self.features.msi {
+                mmio.write64(offset::GERROR_IRQ_CFG0, 0);
+                mmio.write64(offset::EVENTQ_IRQ_CFG0, 0);
+            }
             self.set_irqs(IrqCtrl::default().with_gerror_irqen(true).with_eventq_irqen(true))?;
         }
         self.set_cr0(cr0.with_smmuen(true).with_atschk(self.features.ats))
@@ -195,6 +193,18 @@ impl<P: Platform> Smmu<P> {
             Ok(())
         } else {
             Err(AddSmmuError::NotAcknowledged { register, value })
+        }
+    }
+}
+
+impl<P: Platform> Drop for Smmu<P> {
+    /// Leaves the SMMU aborting all traffic. Where that is not acknowledged, it may still use its queues and tables, which are then never
+    /// given back.
+    fn drop(&mut self) {
+        if self.stop().is_err() {
+            self.commands.keep_forever();
+            self.events.get_mut().keep_forever();
+            self.streams.get_mut().keep_forever();
         }
     }
 }

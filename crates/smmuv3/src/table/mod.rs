@@ -44,3 +44,7 @@ pub(crate) fn entry_at(words: &[AtomicU64], index: usize) -> Option<&[AtomicU64;
     let start = index.checked_mul(8)?;
     words.get(start..start.checked_add(8)?)?.try_into().ok()
 }
+
+#[cfg(test)]
+#[path = "table_test.rs"]
+mod tests;

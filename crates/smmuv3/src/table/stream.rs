@@ -87,6 +87,17 @@ impl<P: Platform> StreamTable<P> {
         Some(StreamTable { platform: platform.clone(), bits, levels })
     }
 
+    /// The SMMU may still read the table: its memory is never given back.
+    pub(crate) fn keep_forever(&self) {
+        match &self.levels {
+            Levels::Linear(leaf) => leaf.stes.keep_forever(),
+            Levels::Two { l1, leaves } => {
+                l1.keep_forever();
+                leaves.iter().flatten().for_each(|leaf| leaf.stes.keep_forever());
+            }
+        }
+    }
+
     /// The values of `SMMU_STRTAB_BASE` and `SMMU_STRTAB_BASE_CFG`.
     pub(crate) fn base(&self) -> (u64, u32) {
         let (mem, fmt) = match &self.levels {

@@ -1,0 +1,156 @@
+//! The Command queue's consumer and the Event queue's producer (§3.5, §3.21.2, §7.1, §7.2, §7.4).
+
+use smmuv3::arch::regs::{CmdqError, EVENTQ_OVERFLOW, Gerror, QUEUE_BASE_ADDR};
+use smmuv3::arch::{Event, RawCommand};
+
+use crate::smmu::{Irq, Unit};
+
+/// Where a queue lies, as its base register says.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ring {
+    base: u64,
+    log2: u32,
+    entry: u64,
+}
+
+impl Ring {
+    /// `entry` bytes an entry; the SMMU caps the size at `max_log2` and aligns the base to the size (§6.3.26).
+    pub(crate) fn new(base: u64, max_log2: u8, entry: u64) -> Self {
+        let log2 = ((base & 31) as u32).min(max_log2.into());
+        let bytes = (entry << log2).max(32);
+        Ring { base: base & QUEUE_BASE_ADDR & !(bytes - 1), log2, entry }
+    }
+
+    /// Index and wrap bit.
+    pub(crate) fn mask(&self) -> u32 {
+        (2 << self.log2) - 1
+    }
+
+    pub(crate) fn size(&self) -> u32 {
+        1 << self.log2
+    }
+
+    /// How far `to` is ahead of `from`, both with their wrap bits.
+    pub(crate) fn distance(&self, from: u32, to: u32) -> u32 {
+        to.wrapping_sub(from) & self.mask()
+    }
+
+    pub(crate) fn next(&self, index: u32) -> u32 {
+        (index + 1) & self.mask()
+    }
+
+    pub(crate) fn addr(&self, index: u32) -> u64 {
+        self.base + u64::from(index & (self.size() - 1)) * self.entry
+    }
+}
+
+impl Unit {
+    pub(crate) fn cmdq(&self) -> Ring {
+        Ring::new(self.regs.cmdq_base, self.features.cmdq_log2, 16)
+    }
+
+    pub(crate) fn eventq(&self) -> Ring {
+        Ring::new(self.regs.eventq_base, self.features.eventq_log2, 32)
+    }
+
+    /// Looks whether there is something to do, and does it. Called whenever the driver looks, or (where each look
+    /// does little) a device is active: the SMMU has no time of its own.
+    pub(crate) fn look(&mut self) {
+        if self.dead || self.regs.cmdq_lost || !self.regs.cr0ack.cmdqen() {
+            return;
+        }
+        let ring = self.cmdq();
+        let mut limit = self.commands_per_look.unwrap_or(u32::MAX);
+        while limit > 0 && !self.error_active(Gerror::CMDQ_ERR) {
+            let rd = self.regs.cmdq_cons & ring.mask();
+            if rd == self.regs.cmdq_prod & ring.mask() {
+                return;
+            }
+            limit -= 1;
+            let addr = ring.addr(rd);
+            let words = (self.fetch(addr, None, "Command queue"), self.fetch(addr + 8, None, "Command queue"));
+            let result = match words {
+                (Some(w0), Some(w1)) => self.execute(RawCommand([w0, w1])),
+                _ => Err(CmdqError::Abort),
+            };
+            match result {
+                Ok(()) => self.regs.cmdq_cons = ring.next(rd),
+                Err(error) => {
+                    // CONS stays at the command, its error code is visible before the error is (§7.1).
+                    self.regs.cmdq_err = match error {
+                        CmdqError::None => 0,
+                        CmdqError::Illegal => 1,
+                        CmdqError::Abort => 2,
+                        CmdqError::AtcInvSync => 3,
+                        CmdqError::Unknown(code) => code,
+                    };
+                    self.raise(Gerror::CMDQ_ERR);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn error_active(&self, error: Gerror) -> bool {
+        (self.regs.gerror ^ self.regs.gerrorn) & error.bits() != 0
+    }
+
+    /// Activates a global error, unless it is active (§7.5).
+    pub(crate) fn raise(&mut self, error: Gerror) {
+        if self.error_active(error) {
+            return;
+        }
+        self.regs.gerror ^= error.bits();
+        if self.regs.irq_ack.gerror_irqen() && error != Gerror::MSI_GERROR_ABT_ERR {
+            self.irqs.push(Irq::Gerror);
+            let [cfg0, cfg1] = self.regs.gerror_irq_cfg;
+            self.send_msi(cfg0, cfg1, Gerror::MSI_GERROR_ABT_ERR);
+        }
+    }
+
+    /// Writes `data` to the 32-bit word at `addr`, if messages are configured (address not 0).
+    pub(crate) fn send_msi(&mut self, addr: u64, data: u64, error: Gerror) {
+        let addr = addr & 0x00ff_ffff_ffff_fffc;
+        if !self.features.msi || addr == 0 {
+            return;
+        }
+        self.check_own_access(addr, "message (MSI)");
+        if !self.memory.write_u32(addr, data as u32) {
+            self.raise(error);
+        }
+    }
+
+    /// Records an event, or loses it (§7.2.1, §7.4).
+    pub(crate) fn record(&mut self, event: &Event) {
+        if !self.regs.cr0ack.eventqen() || self.error_active(Gerror::EVENTQ_ABT_ERR) {
+            self.events_lost += 1;
+            return;
+        }
+        let ring = self.eventq();
+        let prod = self.regs.eventq_prod & ring.mask();
+        let used = ring.distance(self.regs.eventq_cons, prod);
+        if used >= ring.size() {
+            self.events_lost += 1;
+            if (self.regs.eventq_prod ^ self.regs.eventq_cons) & EVENTQ_OVERFLOW == 0 {
+                self.regs.eventq_prod ^= EVENTQ_OVERFLOW;
+            }
+            return;
+        }
+        let addr = ring.addr(prod);
+        self.check_own_access(addr, "Event queue");
+        let words = event.encode().0;
+        if !words.iter().zip(0..).all(|(&word, i)| self.memory.write_u64(addr + 8 * i, word)) {
+            // A synchronous abort: PROD does not move.
+            self.events_lost += 1;
+            self.raise(Gerror::EVENTQ_ABT_ERR);
+            return;
+        }
+        self.events += 1;
+        self.regs.eventq_prod = self.regs.eventq_prod & EVENTQ_OVERFLOW | ring.next(prod);
+        // Only the step from empty to non-empty interrupts (§3.18).
+        if used == 0 && self.regs.irq_ack.eventq_irqen() {
+            self.irqs.push(Irq::EventQueue);
+            let [cfg0, cfg1] = self.regs.eventq_irq_cfg;
+            self.send_msi(cfg0, cfg1, Gerror::MSI_EVENTQ_ABT_ERR);
+        }
+    }
+}

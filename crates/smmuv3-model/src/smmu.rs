@@ -1,0 +1,312 @@
+//! One SMMU: its state, the lock around it, and the path of a device's access through it to memory.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use smmuv3::arch::{Command, Features, IdRegs};
+use smmuv3::platform::PhysAddr;
+
+use crate::config::ConfigCache;
+use crate::fault::{DmaError, Fault, Request};
+use crate::memory::{Memory, Owner, PAGE, PageState, lock};
+use crate::oracle::{Oracle, SmmuReport, StaleAccess};
+use crate::regs::Regs;
+use crate::rng::Rng;
+use crate::setup::{Laziness, ModelSmmuConfig};
+use crate::tlb::Tlb;
+use crate::walk::{Output, Source};
+
+/// Commands that the log keeps.
+pub(crate) const COMMAND_LOG: usize = 4096;
+
+/// An interrupt of an SMMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Irq {
+    /// The Event queue was empty and is not any more.
+    EventQueue,
+    /// A global error became active.
+    Gerror,
+}
+
+/// A step that the driver takes and the SMMU ignores, as if the driver had left it out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Sabotage {
+    /// TLBI commands with an address.
+    IgnoreTlbiByAddress,
+    /// TLBI commands without an address: by ASID, by VMID, all.
+    IgnoreTlbiByTag,
+    /// TLBI commands with an address leave walk caches alone, as if `Leaf` were 1.
+    TreatTlbiAsLeaf,
+    /// CFGI commands.
+    IgnoreCfgi,
+    /// CMD_SYNC is consumed and signalled, and completes nothing.
+    IgnoreSync,
+    /// ATC_INV.
+    IgnoreAtcInv,
+}
+
+/// What is called for interrupts, on the thread whose access led to them.
+pub(crate) type Hook = Arc<dyn Fn(Irq) + Send + Sync>;
+
+/// An SMMU behind its lock.
+pub(crate) struct Smmu {
+    unit: Mutex<Unit>,
+    hook: RwLock<Option<Hook>>,
+}
+
+/// All state of an SMMU.
+pub(crate) struct Unit {
+    pub index: usize,
+    pub memory: Arc<Memory>,
+    pub oracle: Arc<Oracle>,
+    pub ids: IdRegs,
+    pub features: Features,
+    pub laziness: Laziness,
+    pub regs: Regs,
+    pub configs: ConfigCache,
+    pub tlb: Tlb,
+    pub rng: Rng,
+    pub sabotage: HashSet<Sabotage>,
+    /// Consumes no commands any more.
+    pub dead: bool,
+    /// Commands that each look consumes at most.
+    pub commands_per_look: Option<u32>,
+    pub log: VecDeque<Command>,
+    pub commands: BTreeMap<&'static str, u64>,
+    pub syncs: u64,
+    pub events: u64,
+    pub events_lost: u64,
+    pub walks: u64,
+    pub atc_pages: u64,
+    pub atc_everything: u64,
+    /// Interrupts to deliver once the lock is free.
+    pub irqs: Vec<Irq>,
+}
+
+/// What a device moves.
+pub(crate) enum Transfer<'a> {
+    Read(&'a mut [u8]),
+    Write(&'a [u8]),
+}
+
+impl Smmu {
+    pub(crate) fn new(
+        index: usize,
+        config: &ModelSmmuConfig,
+        seed: u64,
+        memory: Arc<Memory>,
+        oracle: Arc<Oracle>,
+    ) -> Self {
+        let ids = config.id_regs();
+        let mut rng = Rng::new(seed ^ (index as u64) << 32);
+        let mut unit = Unit {
+            index,
+            memory,
+            oracle,
+            ids,
+            features: Features::from(ids),
+            laziness: config.laziness.clone(),
+            regs: Regs::at_reset(&mut rng),
+            configs: ConfigCache::default(),
+            tlb: Tlb::new(config.laziness.tlb_entries),
+            rng,
+            sabotage: HashSet::new(),
+            dead: false,
+            commands_per_look: None,
+            log: VecDeque::new(),
+            commands: BTreeMap::new(),
+            syncs: 0,
+            events: 0,
+            events_lost: 0,
+            walks: 0,
+            atc_pages: 0,
+            atc_everything: 0,
+            irqs: Vec::new(),
+        };
+        if unit.laziness.junk_at_reset {
+            unit.fill_configs_with_junk();
+            let (base, pages) = (unit.memory.base(), unit.memory.size() / PAGE);
+            unit.tlb.fill_with_junk(&mut unit.rng, |rng| base + rng.below(pages) * PAGE);
+        }
+        Smmu { unit: Mutex::new(unit), hook: RwLock::new(None) }
+    }
+
+    /// Does something with the SMMU, then delivers the interrupts that it led to.
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Unit) -> R) -> R {
+        let mut unit = lock(&self.unit);
+        let result = f(&mut unit);
+        let irqs = std::mem::take(&mut unit.irqs);
+        drop(unit);
+        if !irqs.is_empty() {
+            let hook = self.hook.read().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(hook) = hook {
+                irqs.into_iter().for_each(|irq| hook(irq));
+            }
+        }
+        result
+    }
+
+    pub(crate) fn set_hook(&self, hook: Option<Hook>) {
+        *self.hook.write().unwrap_or_else(PoisonError::into_inner) = hook;
+    }
+
+    /// A device's access, which lies within one page.
+    ///
+    /// Translation and access are one step under the lock, so an access is wholly before or wholly after the
+    /// completion of a CMD_SYNC. To let accesses be in flight, split here: translate under the lock, note the access
+    /// as started, access memory without the lock, note it as done; and let a CMD_SYNC complete only when those that
+    /// had started are done.
+    pub(crate) fn dma(&self, request: &Request, transfer: Transfer<'_>) -> Result<(), DmaError> {
+        self.with(|unit| {
+            if unit.commands_per_look.is_some() {
+                unit.look();
+            }
+            match unit.translate(request) {
+                Ok(output) => unit.touch(request, &output, transfer),
+                Err(fault) => unit.terminate(&fault, transfer),
+            }
+        })
+    }
+}
+
+impl Unit {
+    pub(crate) fn violation(&self, what: String) {
+        self.oracle.violation(format!("SMMU {}: {what}", self.index));
+    }
+
+    pub(crate) fn sabotaged(&self, what: Sabotage) -> bool {
+        !self.sabotage.is_empty() && self.sabotage.contains(&what)
+    }
+
+    /// The address of some page of RAM.
+    pub(crate) fn some_page(&mut self) -> u64 {
+        self.memory.base() + self.rng.below(self.memory.size() / PAGE) * PAGE
+    }
+
+    /// Reads a word of a structure, for a transaction or (`None`) for the SMMU itself. `None`: there is no memory.
+    pub(crate) fn fetch(&self, addr: u64, request: Option<&Request>, what: &'static str) -> Option<u64> {
+        let value = self.memory.read_u64(addr)?;
+        self.check_walk(addr, request, false, what);
+        Some(value)
+    }
+
+    /// Checks a write that the SMMU makes for itself.
+    pub(crate) fn check_own_access(&self, addr: u64, what: &'static str) {
+        self.check_walk(addr, None, true, what);
+    }
+
+    fn check_walk(&self, addr: u64, request: Option<&Request>, write: bool, what: &'static str) {
+        let Some(page) = self.memory.page(addr).filter(|page| page.owner == Owner::Free) else { return };
+        self.oracle.stale_walk(|| StaleAccess {
+            smmu: self.index,
+            sid: request.map(|request| request.sid),
+            ssid: request.and_then(|request| request.ssid),
+            iova: request.map_or(0, |request| request.iova),
+            pa: PhysAddr(addr),
+            write,
+            history: vec![describe(page), format!("tick {}: the SMMU accessed it as {what}", self.memory.tick())],
+        });
+    }
+
+    /// The access itself, once it is translated, and the oracle's judgement.
+    fn touch(&mut self, request: &Request, output: &Output, transfer: Transfer<'_>) -> Result<(), DmaError> {
+        let Some(before) = self.memory.page(output.pa) else { return Err(DmaError::NoMemory(PhysAddr(output.pa))) };
+        let done = match transfer {
+            Transfer::Read(buf) => self.memory.read(output.pa, buf),
+            Transfer::Write(buf) => self.memory.write(output.pa, buf),
+        };
+        let after = self.memory.page(output.pa).unwrap_or(before);
+        self.oracle.dma();
+        let reused = match output.source {
+            // Memory that was given out again after the entry was filled is not what the entry was meant for.
+            Source::Entry { origin, .. } => before.since > origin.filled,
+            Source::Disabled | Source::Bypass => false,
+        };
+        if before.owner != Owner::Data || reused || after != before {
+            self.oracle.stale_dma(|| {
+                let mut history = vec![];
+                if let Source::Entry { tag, origin, junk } = output.source {
+                    let from = if junk { "was in the TLB at reset" } else { "was filled" };
+                    history.push(format!(
+                        "tick {}: the TLB entry ({tag}; {} granule, level {}, {:#x} + {:#x}{}) {from}",
+                        origin.filled,
+                        origin.granule,
+                        origin.level,
+                        origin.base,
+                        1u64 << origin.shift,
+                        if origin.doomed { ", invalidated but not synchronised" } else { "" },
+                    ));
+                }
+                history.push(describe(before));
+                if after != before {
+                    history.push(format!("{}, during the access", describe(after)));
+                }
+                history.push(format!("tick {}: the device accessed it through {}", self.memory.tick(), output.source));
+                StaleAccess {
+                    smmu: self.index,
+                    sid: Some(request.sid),
+                    ssid: request.ssid,
+                    iova: request.iova,
+                    pa: PhysAddr(output.pa),
+                    write: request.write,
+                    history,
+                }
+            });
+        }
+        if done { Ok(()) } else { Err(DmaError::NoMemory(PhysAddr(output.pa))) }
+    }
+
+    fn terminate(&mut self, fault: &Fault, transfer: Transfer<'_>) -> Result<(), DmaError> {
+        if let (Some(event), true) = (&fault.event, fault.record) {
+            self.record(event);
+        }
+        if fault.quiet {
+            if let Transfer::Read(buf) = transfer {
+                buf.fill(0);
+            }
+            return Ok(());
+        }
+        Err(DmaError::Aborted(fault.event))
+    }
+
+    pub(crate) fn report(&self) -> SmmuReport {
+        SmmuReport {
+            commands: self.commands.clone(),
+            syncs: self.syncs,
+            events: self.events,
+            events_lost: self.events_lost,
+            walks: self.walks,
+            tlb_entries: self.tlb.len(),
+            atc_pages: self.atc_pages,
+            atc_everything: self.atc_everything,
+        }
+    }
+
+    pub(crate) fn clear_counts(&mut self) {
+        self.commands.clear();
+        for counter in [&mut self.syncs, &mut self.events, &mut self.events_lost, &mut self.walks] {
+            *counter = 0;
+        }
+        (self.atc_pages, self.atc_everything) = (0, 0);
+    }
+}
+
+fn describe(page: PageState) -> String {
+    let what = match page.owner {
+        Owner::Free if page.since == 0 => "the page was never given out",
+        Owner::Free => "the page was freed",
+        Owner::Driver => "the page was given to the driver",
+        Owner::Data => "the page was given out as data",
+    };
+    format!("tick {}: {what}", page.since)
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Source::Disabled => "a disabled SMMU",
+            Source::Bypass => "a bypass STE",
+            Source::Entry { .. } => "that entry",
+        })
+    }
+}
