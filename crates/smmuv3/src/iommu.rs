@@ -2,15 +2,16 @@
 
 use arrayvec::ArrayVec;
 use core::fmt;
+use core::sync::atomic::Ordering;
 
-use crate::arch::{Command, Event, Features, Stage, Ste};
-use crate::attach::{Device, MAX_STREAMS};
-use crate::domain::{DomainError, Geometry, PagingDomain};
+use crate::arch::{Command, Event, Features, Stage};
+use crate::attach::{Device, DeviceInner, MAX_STREAMS};
+use crate::domain::{DomainError, Geometry, PagingDomain, SvaDomain, SvaTable, VSmmu, VSmmuError};
 use crate::platform::Platform;
 use crate::queue::{EventsTaken, QueueError};
 use crate::shared::Shared;
-use crate::smmu::{AddSmmuError, Fleet, GlobalErrors, Smmu, SmmuId, SmmuOptions};
-use crate::table::{self, CdTable, StreamTableError};
+use crate::smmu::{AddSmmuError, Fleet, GlobalErrors, RemoveSmmuError, Smmu, SmmuId, SmmuOptions};
+use crate::table::{CdTable, StreamTableError};
 
 /// No memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -29,12 +30,13 @@ pub struct DeviceConfig {
     streams: ArrayVec<u32, MAX_STREAMS>,
     too_many: bool,
     pasid_bits: u8,
+    ats: bool,
 }
 
 impl DeviceConfig {
     /// A device with one StreamID. Of a PCIe function it is usually bus:device.function as 16 bits.
     pub fn stream(sid: u32) -> Self {
-        DeviceConfig { streams: ArrayVec::from_iter([sid]), too_many: false, pasid_bits: 0 }
+        DeviceConfig { streams: ArrayVec::from_iter([sid]), too_many: false, pasid_bits: 0, ats: false }
     }
 
     /// The device has this StreamID too; 16 at most.
@@ -46,6 +48,13 @@ impl DeviceConfig {
     /// The device issues PASIDs (SubstreamIDs) of up to `bits` bits, 0 to 20; 0, the default, is none.
     pub fn pasid_bits(mut self, bits: u8) -> Self {
         self.pasid_bits = bits;
+        self
+    }
+
+    /// The device is a PCIe function with ATS, which [`Platform::ats_enable`] turns on. It is used where the SMMU has it and the domain
+    /// allows it.
+    pub fn ats(mut self) -> Self {
+        self.ats = true;
         self
     }
 }
@@ -147,7 +156,25 @@ impl<P: Platform> Iommu<P> {
             sids[..claimed].iter().for_each(|&sid| streams.release(sid));
             return Err(error);
         }
-        Ok(Device::new(self.0.clone(), smmu.clone(), sids, cds))
+        let device = DeviceInner::new(self.0.clone(), smmu.clone(), sids.clone(), cds, needs, config.ats);
+        match Shared::try_new(device) {
+            Ok(device) => {
+                smmu.devices.fetch_add(1, Ordering::Relaxed);
+                Ok(Device(device))
+            }
+            Err(_) => {
+                // The STEs abort; nothing else is known of the device.
+                let mut streams = smmu.streams.lock();
+                sids.iter().for_each(|&sid| streams.release(sid));
+                Err(AddDeviceError::NoMemory)
+            }
+        }
+    }
+
+    /// Takes an SMMU out, which has no devices any more. It aborts all traffic from then on, and nothing touches its registers. Its number
+    /// goes to the next SMMU that is added.
+    pub fn remove_smmu(&self, smmu: &SmmuHandle<P>) -> Result<(), RemoveSmmuError> {
+        self.0.remove(&smmu.0)
     }
 
     /// Makes a stream abort silently: blocked devices raise no events.
@@ -155,17 +182,22 @@ impl<P: Platform> Iommu<P> {
         if leaf_added {
             smmu.run([Command::CfgiSte { sid, leaf: false }])?;
         }
-        let streams = smmu.streams.lock();
-        if let Some(words) = streams.ste(sid) {
-            let sync = || smmu.run([Command::CfgiSte { sid, leaf: true }]);
-            table::write(&self.0.platform, words, Ste::Abort.encode(), sync)?;
-        }
-        Ok(())
+        smmu.abort_stream(sid)
     }
 
     /// A domain with an empty translation table.
     pub fn paging_domain(&self, stage: Stage, geometry: Geometry) -> Result<PagingDomain<P>, DomainError> {
         PagingDomain::new(&self.0, stage, geometry)
+    }
+
+    /// A domain over a stage 1 table that somebody else owns.
+    pub fn sva_domain(&self, table: SvaTable) -> Result<SvaDomain<P>, DomainError> {
+        SvaDomain::new(&self.0, table)
+    }
+
+    /// A guest's view of an SMMU, whose stage 2 is `parent`.
+    pub fn vsmmu(&self, smmu: &SmmuHandle<P>, parent: &PagingDomain<P>) -> Result<VSmmu<P>, VSmmuError> {
+        VSmmu::new(&self.0, &smmu.0, parent)
     }
 }
 

@@ -73,13 +73,16 @@ mod tags;
 #[cfg(test)]
 mod testing;
 
-pub use attach::{AttachError, Device, Unconfirmed};
-pub use domain::{DomainError, Geometry, Owed, PagingDomain};
+pub use attach::{AttachError, Device, PasidDomain, ReleaseError, Unconfirmed};
+pub use domain::{
+    DomainError, Geometry, GuestCommandError, GuestCommandFault, GuestSteError, MapStreamError, NestedDomain, Owed,
+    PagingDomain, SvaDomain, SvaTable, VSmmu, VSmmuError,
+};
 pub use invalidate::{BadRange, InvalidateError, MapError, UnmapError, UnmapReport};
 pub use invs::{Key, Kind};
 pub use iommu::{AddDeviceError, DeviceConfig, Iommu, OutOfMemory, SmmuHandle};
 pub use queue::{EventsTaken, QueueError};
-pub use smmu::{AddSmmuError, GlobalErrors, SmmuId, SmmuOptions, Unsupported};
+pub use smmu::{AddSmmuError, GlobalErrors, RemoveSmmuError, SmmuId, SmmuOptions, Unsupported};
 pub use table::StreamTableError;
 
 #[cfg(doctest)]

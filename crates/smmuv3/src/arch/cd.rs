@@ -209,12 +209,21 @@ impl RawCd {
 
     /// The bits of each word that an SMMU looks at, given what the descriptor says it is. See [`super::RawSte::used`].
     pub fn used(&self) -> [u64; 8] {
-        if !Word0::new_with_raw_value(self.0[0]).v() {
+        let w0 = Word0::new_with_raw_value(self.0[0]);
+        if !w0.v() {
             return [1 << 31, 0, 0, 0, 0, 0, 0, 0];
         }
-        [u64::MAX; 8]
+        let mut used = [u64::MAX; 8];
+        if w0.epd0() {
+            // No walk begins: where the table would be does not matter.
+            used[1] &= !TTB0;
+        }
+        used
     }
 }
+
+/// TTB0, in word 1
+const TTB0: u64 = (u64::MAX >> 12) << 4;
 
 impl fmt::Debug for RawCd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

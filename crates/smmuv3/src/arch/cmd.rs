@@ -161,7 +161,7 @@ pub enum Command {
     Sync(SyncSignal),
 }
 
-/// Opcodes (§4.1.2).
+/// Opcodes (§4.1.1).
 mod op {
     pub(super) const PREFETCH_CONFIG: u8 = 0x01;
     pub(super) const CFGI_STE: u8 = 0x03;

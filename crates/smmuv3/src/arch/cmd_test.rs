@@ -151,6 +151,10 @@ fn a_range_of_nothing_is_illegal() {
             let raw = [0xffff_ffff_0000_0000 | opcode, 0x0000_1234_5678_9001 | tg << 10];
             assert_eq!(RawCommand(raw).decode(), Err(IllegalCommand::EmptyRange), "opcode {opcode:#x}, TG {tg}");
         }
+        // Without 52-bit addresses TTL = 1 counts as 0 with 16 KiB pages (§4.4.1.1), and only with those.
+        let ttl1 = |tg: u64| RawCommand([opcode, 0x100 | tg << 10]).decode();
+        assert_eq!(ttl1(2), Err(IllegalCommand::EmptyRange), "opcode {opcode:#x}");
+        assert!(ttl1(1).is_ok() && ttl1(3).is_ok(), "opcode {opcode:#x}");
     }
 }
 

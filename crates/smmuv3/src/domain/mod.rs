@@ -1,54 +1,36 @@
 //! Domains: what a device's addresses mean.
 //!
-//! A [`PagingDomain`] owns a translation table and the array of the invalidations it owes. Any number of devices may be attached to
-//! it; with none, its array is empty and unmapping costs no invalidation. Devices that are attached to no domain are
-//! *blocked* (every access is aborted) or *identity* (accesses pass untranslated); neither needs an object.
+//! | domain | whose table | what it owes for a device |
+//! |---|---|---|
+//! | [`PagingDomain`] | its own, stage 1 or 2 | the tag on the device's SMMU; with ATS, the device's ATC |
+//! | [`SvaDomain`] | somebody else's stage 1, for a PASID | the same |
+//! | [`NestedDomain`] | a guest's stage 1 over a stage 2 domain | the vSMMU's VMID, its stage 1 entries; with ATS, the whole ATC. Owed by the stage 2 domain |
+//!
+//! Devices that are attached to no domain are *blocked* (every access is aborted) or *identity* (accesses pass untranslated); neither
+//! needs an object.
+
+mod nested;
+mod paging;
+mod sva;
+mod vsmmu;
+
+pub(crate) use nested::{GuestSte, Nested, stage2_of};
+pub use nested::{GuestSteError, NestedDomain};
+pub(crate) use paging::Paging;
+pub use paging::{DomainError, Geometry, PagingDomain};
+pub(crate) use sva::Sva;
+pub use sva::{SvaDomain, SvaTable};
+pub(crate) use vsmmu::VSmmuInner;
+pub use vsmmu::{GuestCommandError, GuestCommandFault, MapStreamError, VSmmu, VSmmuError};
 
 use arrayvec::ArrayVec;
-use core::fmt;
 
-use crate::arch::{AddrSize, BadShape, Granule, Shape, Stage};
 use crate::invs::{InvArray, Key, Kind};
-use crate::pgtable::PageTable;
 use crate::platform::Platform;
 use crate::rcu::Published;
 use crate::shared::Shared;
-use crate::smmu::Fleet;
 
-/// The size and granule of a translation table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Geometry {
-    /// The size of pages and tables. Default 4 KiB.
-    pub granule: Granule,
-    /// Bits of an IOVA, 39 to 48. Default 39 (512 GiB).
-    pub input_bits: u8,
-    /// The size of the addresses that are mapped to. Default 44 bits; a domain attaches only to SMMUs that have as many.
-    pub output_size: AddrSize,
-}
-
-impl Default for Geometry {
-    fn default() -> Self {
-        Geometry { granule: Granule::K4, input_bits: 39, output_size: AddrSize::from_code(4) }
-    }
-}
-
-/// Why there is no such domain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum DomainError {
-    /// The geometry is impossible.
-    #[error(transparent)]
-    Shape(#[from] BadShape),
-    /// No memory.
-    #[error("out of memory")]
-    NoMemory,
-}
-
-/// A translation table that devices can be attached to. Cheap to clone; all clones are the same domain.
-///
-/// Its memory is freed when the last clone is gone and the last device is detached.
-pub struct PagingDomain<P: Platform>(pub(crate) Shared<Paging<P>>);
-
-/// An entry of a domain's invalidation array, for people: see [`PagingDomain::owed`].
+/// An entry of a domain's invalidation array, for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owed {
     /// What is owed to which SMMU.
@@ -57,86 +39,76 @@ pub struct Owed {
     pub users: u32,
 }
 
-pub(crate) struct Paging<P: Platform> {
-    pub(crate) fleet: Shared<Fleet<P>>,
-    pub(crate) table: PageTable<P>,
-    /// Replaced and unref'd only under the attach mutex.
-    pub(crate) invs: Published<InvArray, P>,
+/// A domain that has an invalidation array.
+pub(crate) enum Owner<P: Platform> {
+    Paging(Shared<Paging<P>>),
+    Sva(Shared<Sva<P>>),
 }
 
-impl<P: Platform> PagingDomain<P> {
-    pub(crate) fn new(fleet: &Shared<Fleet<P>>, stage: Stage, geometry: Geometry) -> Result<Self, DomainError> {
-        let shape = Shape::new(stage, geometry.granule, geometry.input_bits, geometry.output_size)?;
-        let no_memory = |_| DomainError::NoMemory;
-        let table = PageTable::new(&fleet.platform, shape).ok_or(DomainError::NoMemory)?;
-        let invs = Published::try_new(InvArray::empty(), fleet.rcu.clone()).map_err(no_memory)?;
-        Ok(PagingDomain(Shared::try_new(Paging { fleet: fleet.clone(), table, invs }).map_err(no_memory)?))
+impl<P: Platform> Owner<P> {
+    pub(crate) fn invs(&self) -> &Published<InvArray, P> {
+        match self {
+            Owner::Paging(domain) => &domain.invs,
+            Owner::Sva(domain) => &domain.invs,
+        }
     }
 
-    /// The stage that the table is for.
-    pub fn stage(&self) -> Stage {
-        self.0.table.shape().stage()
+    /// An SMMU may still walk the domain's tables: they are never freed.
+    pub(crate) fn keep_forever(&self) {
+        match self {
+            Owner::Paging(domain) => domain.table.keep_forever(),
+            // The table is not the driver's to free.
+            Owner::Sva(_) => {}
+        }
     }
 
-    /// The granule: every address and length given to the domain is a multiple of it.
-    pub fn granule(&self) -> Granule {
-        self.0.table.shape().granule()
-    }
-
-    /// Calls `each` for every invalidation that the domain owes after a change, in order. Devices may be attached and detached
-    /// meanwhile, and by `each` too.
-    pub fn owed(&self, mut each: impl FnMut(Owed)) {
-        let mut last = None;
-        loop {
-            // A few at a time, so that `each` is not called inside the read section.
-            let some: ArrayVec<Owed, 16> = self
-                .0
-                .invs
-                .load()
-                .live()
-                .filter(|(key, _)| last < Some(*key))
-                .map(|(key, users)| Owed { key, users })
-                .take(16)
-                .collect();
-            last = match some.last() {
-                Some(owed) => Some(owed.key),
-                None => return,
-            };
-            some.into_iter().for_each(&mut each);
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Owner::Paging(a), Owner::Paging(b)) => a.same(b),
+            (Owner::Sva(a), Owner::Sva(b)) => a.same(b),
+            _ => false,
         }
     }
 }
 
-impl<P: Platform> Paging<P> {
-    /// The kind of entry by which TLBs tag this domain's translations.
-    pub(crate) fn tag_kind(&self) -> Kind {
-        match self.table.shape().stage() {
-            Stage::S1 => Kind::S1Asid,
-            Stage::S2 => Kind::S2Vmid,
-        }
-    }
-
-    /// The domain's tag on an SMMU, if it has one there. The array is what knows.
-    pub(crate) fn tag(&self, smmu: u8) -> Option<Key> {
-        let kind = self.tag_kind();
-        self.invs.load().live().map(|(key, _)| key).find(|key| key.smmu() == smmu && key.kind() == kind)
-    }
-}
-
-impl<P: Platform> Clone for PagingDomain<P> {
+impl<P: Platform> Clone for Owner<P> {
     fn clone(&self) -> Self {
-        PagingDomain(self.0.clone())
+        match self {
+            Owner::Paging(domain) => Owner::Paging(domain.clone()),
+            Owner::Sva(domain) => Owner::Sva(domain.clone()),
+        }
     }
 }
 
-impl<P: Platform> fmt::Debug for PagingDomain<P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shape = self.0.table.shape();
-        write!(f, "PagingDomain({}, {}, {} input bits; owes [", shape.stage(), shape.granule(), shape.input_bits())?;
-        let loaded = self.0.invs.load();
-        for (index, (key, users)) in loaded.live().enumerate() {
-            write!(f, "{}{key:?} ×{users}", if index == 0 { "" } else { ", " })?;
-        }
-        f.write_str("])")
+/// A domain's own tag on an SMMU, if it has one there: the array is what knows.
+///
+/// A VMID that comes with a stage 1 clear belongs to a vSMMU, not to the domain.
+pub(crate) fn find_tag<P: Platform>(invs: &Published<InvArray, P>, kind: Kind, smmu: u8) -> Option<Key> {
+    let array = invs.load();
+    let of_vsmmu = |key: Key| {
+        let clear = Key::new(smmu, Kind::S2VmidS1Clear, key.id(), 0);
+        kind == Kind::S2Vmid && array.live().any(|(key, _)| key == clear)
+    };
+    let mut own =
+        array.live().map(|(key, _)| key).filter(|&key| key.smmu() == smmu && key.kind() == kind && !of_vsmmu(key));
+    own.next()
+}
+
+/// Calls `each` for every entry that has a user, in order, outside of any read section.
+pub(crate) fn for_each_owed<P: Platform>(invs: &Published<InvArray, P>, mut each: impl FnMut(Owed)) {
+    let mut last = None;
+    loop {
+        let some: ArrayVec<Owed, 16> = invs
+            .load()
+            .live()
+            .filter(|(key, _)| last < Some(*key))
+            .map(|(key, users)| Owed { key, users })
+            .take(16)
+            .collect();
+        last = match some.last() {
+            Some(owed) => Some(owed.key),
+            None => return,
+        };
+        some.into_iter().for_each(&mut each);
     }
 }

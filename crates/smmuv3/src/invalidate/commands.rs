@@ -34,6 +34,7 @@ pub(super) fn push_commands(
     keys: impl Iterator<Item = Key>,
     change: &Change,
     features: &Features,
+    ats_stu: u8,
     mut push: impl FnMut(Command),
 ) {
     let mut last_phase = None;
@@ -49,11 +50,11 @@ pub(super) fn push_commands(
             push(Command::Sync(SyncSignal::None));
         }
         last_phase = Some(phase);
-        push_entry(key, change, features, &mut push);
+        push_entry(key, change, features, ats_stu, &mut push);
     }
 }
 
-fn push_entry(key: Key, change: &Change, features: &Features, push: &mut impl FnMut(Command)) {
+fn push_entry(key: Key, change: &Change, features: &Features, ats_stu: u8, push: &mut impl FnMut(Command)) {
     // ASIDs and VMIDs have 16 bits; an entry's id came from one.
     let tag = key.id() as u16;
     match (key.kind(), *change) {
@@ -80,16 +81,21 @@ fn push_entry(key: Key, change: &Change, features: &Features, push: &mut impl Fn
         (Kind::S1Asid | Kind::S2Vmid, Change::Everything) => push(flush_tag(key)),
         (Kind::S2VmidS1Clear, _) => push(Command::TlbiNhAll { vmid: tag }),
         (Kind::Ats, Change::Range { first, last, .. }) => {
-            for (addr, size) in atc_cover(first, last).into_iter().flatten() {
+            for (addr, size) in atc_cover(first, last, ats_stu).into_iter().flatten() {
                 push(atc_inv(key, addr, size));
             }
         }
-        (Kind::Ats, Change::Everything) | (Kind::AtsFull, _) => push(atc_inv(key, 0, ATC_ALL)),
+        (Kind::Ats, Change::Everything) | (Kind::AtsFull, _) => push(flush_atc(key)),
     }
 }
 
 /// ATC_INV `Size` for the whole address space.
 const ATC_ALL: u8 = 52;
+
+/// The command that makes a device forget everything it remembers for an `Ats` or `AtsFull` entry.
+pub(super) fn flush_atc(key: Key) -> Command {
+    atc_inv(key, 0, ATC_ALL)
+}
 
 fn atc_inv(key: Key, addr: u64, size: u8) -> Command {
     let ssid = (key.ssid() != 0).then_some(key.ssid());

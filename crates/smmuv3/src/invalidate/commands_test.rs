@@ -24,7 +24,7 @@ fn pages(first: u64, count: u64, leaf: bool) -> Change {
 fn commands(keys: &[Key], change: Change, ril: bool) -> Vec<Command> {
     assert!(keys.is_sorted());
     let mut all = Vec::new();
-    push_commands(keys.iter().copied(), &change, &features(ril), |command| all.push(command));
+    push_commands(keys.iter().copied(), &change, &features(ril), 0, |command| all.push(command));
     all
 }
 

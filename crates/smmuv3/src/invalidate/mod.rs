@@ -13,14 +13,16 @@ pub(crate) use commands::{Change, flush_tag};
 
 use arrayvec::ArrayVec;
 
+use crate::arch::regs::CmdqError;
 use crate::arch::{Granule, Prot};
 use crate::domain::{Paging, PagingDomain};
-use crate::invs::Key;
+use crate::invs::{InvArray, Key, Kind};
 use crate::pgtable::{DeadTables, MapCause};
 use crate::platform::{Iova, PhysAddr, Platform};
-use crate::queue::{QueueError, Ticket};
+use crate::queue::{QueueError, Submission, Ticket};
+use crate::rcu::Published;
 use crate::shared::Shared;
-use crate::smmu::{MAX_SMMUS, Smmu, SmmuId};
+use crate::smmu::{Fleet, MAX_SMMUS, Smmu, SmmuId};
 use commands::push_commands;
 
 /// Why a range can't be mapped or unmapped, whatever is in it.
@@ -59,14 +61,28 @@ pub enum BadRange {
     },
 }
 
-/// An SMMU did not carry out an invalidation: devices behind it may still reach what was unmapped.
+/// An SMMU did not carry out an invalidation: devices behind it may still reach what was unmapped, unless a device was cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{smmu}: invalidation failed: {cause}")]
+#[error("{smmu}{}: invalidation failed: {cause}", Device(*sid))]
 pub struct InvalidateError {
     /// The SMMU; if there are several, the first.
     pub smmu: SmmuId,
+    /// The StreamID of a device that did not answer an ATC_INV. Its STE aborts now, so it reaches nothing, until it is attached again.
+    pub sid: Option<u32>,
     /// What went wrong.
     pub cause: QueueError,
+}
+
+/// For the error's text.
+struct Device(Option<u32>);
+
+impl core::fmt::Display for Device {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self.0 {
+            Some(sid) => write!(f, ", StreamID {sid:#x} (cut off)"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Why nothing was mapped.
@@ -102,6 +118,15 @@ pub enum UnmapError {
         iova: Iova,
         /// Its size in bytes.
         size: u64,
+    },
+    /// It is unmapped, and no device can reach it any more; but a device that did not answer an ATC_INV was cut off for that: its STE
+    /// aborts until it is attached again.
+    #[error("{source} ({bytes:#x} bytes are unmapped)")]
+    CutOff {
+        /// Bytes that were unmapped.
+        bytes: u64,
+        /// Which SMMU and device.
+        source: InvalidateError,
     },
     /// It is unmapped, but an SMMU did not carry out the invalidation: **the pages must not be used for anything else.**
     #[error("{source} ({bytes:#x} bytes are unmapped but may still be reached)")]
@@ -142,7 +167,9 @@ impl<P: Platform> PagingDomain<P> {
             let done = failure.at.0 - iova.0;
             if done > 0 {
                 domain.unmap(iova, done).map_err(|error| match error {
-                    UnmapError::StillReachable { source, .. } => MapError::NotTakenBack(source),
+                    UnmapError::StillReachable { source, .. } | UnmapError::CutOff { source, .. } => {
+                        MapError::NotTakenBack(source)
+                    }
                     UnmapError::BadRange(bad) => bad.into(),
                     // Another thread mapped a block over the same addresses.
                     UnmapError::PartOfBlock { iova, .. } => MapError::AlreadyMapped(iova),
@@ -217,15 +244,20 @@ impl<P: Platform> Paging<P> {
             stride: if leaf { found.smallest_leaf } else { granule.size() },
             leaf,
         };
-        let result = self.invalidate(&change);
+        let result = invalidate(&self.fleet, &self.invs, &change);
         drop(section);
+        let bytes = found.bytes;
         match result {
             Ok(wait_rounds) => {
                 self.free_tables(found.tables);
-                Ok(UnmapReport { bytes: found.bytes, wait_rounds })
+                Ok(UnmapReport { bytes, wait_rounds })
+            }
+            Err(source) if source.sid.is_some() => {
+                self.free_tables(found.tables);
+                Err(UnmapError::CutOff { bytes, source })
             }
             // The tables are not freed: an SMMU may still walk them.
-            Err(source) => Err(UnmapError::StillReachable { bytes: found.bytes, source }),
+            Err(source) => Err(UnmapError::StillReachable { bytes, source }),
         }
     }
 
@@ -236,38 +268,86 @@ impl<P: Platform> Paging<P> {
             self.table.free(tables);
         }
     }
+}
 
-    /// Carries out everything the domain owes after `change`. Returns the rounds of waiting.
-    pub(crate) fn invalidate(&self, change: &Change) -> Result<u32, InvalidateError> {
-        // Entering the read section passes barrier (A): the change of the descriptors comes before the load of the array.
-        let array = self.invs.load();
-        let mut keys = array.live().map(|(key, _)| key).peekable();
-        if keys.peek().is_none() {
-            return Ok(0);
-        }
-        let members = self.fleet.load();
-        let mut result = Ok(());
-        let mut tickets: ArrayVec<(&Shared<Smmu<P>>, Ticket), MAX_SMMUS> = ArrayVec::new();
-        while let Some(index) = keys.peek().map(|key: &Key| key.smmu()) {
-            let group = core::iter::from_fn(|| keys.next_if(|key| key.smmu() == index));
-            // Entries are made with the index of a member, and members stay while devices are attached.
-            let Some(smmu) = members.get(index) else {
-                group.for_each(drop);
-                continue;
-            };
-            match smmu.submit(|queue| push_commands(group, change, &smmu.features, |command| queue.push(command))) {
-                Ok(ticket) => {
-                    let _ = tickets.try_push((smmu, ticket));
-                }
-                Err(cause) => result = result.and(Err(InvalidateError { smmu: smmu.id, cause })),
-            }
-        }
-        // Everything is under way everywhere; now wait for all of it.
-        for (smmu, ticket) in tickets {
-            if let Err(cause) = smmu.wait(ticket) {
-                result = result.and(Err(InvalidateError { smmu: smmu.id, cause }));
-            }
-        }
-        result.map(|()| 1)
+/// Carries out everything that an array lists after `change`. Returns the rounds of waiting.
+pub(crate) fn invalidate<P: Platform>(
+    fleet: &Fleet<P>,
+    invs: &Published<InvArray, P>,
+    change: &Change,
+) -> Result<u32, InvalidateError> {
+    // Entering the read section passes barrier (A): the change of the descriptors comes before the load of the array.
+    let array = invs.load();
+    let mut keys = array.live().map(|(key, _)| key).peekable();
+    if keys.peek().is_none() {
+        return Ok(0);
     }
+    let members = fleet.load();
+    let mut result = Ok(());
+    let mut tickets: ArrayVec<(&Shared<Smmu<P>>, Ticket), MAX_SMMUS> = ArrayVec::new();
+    while let Some(index) = keys.peek().map(|key: &Key| key.smmu()) {
+        let group = core::iter::from_fn(|| keys.next_if(|key| key.smmu() == index));
+        // Entries are made with the index of a member, and members stay while devices are attached.
+        let Some(smmu) = members.get(index) else {
+            group.for_each(drop);
+            continue;
+        };
+        let push = |queue: &mut Submission<'_, P>| {
+            push_commands(group, change, &smmu.features, smmu.ats_stu, |command| queue.push(command));
+        };
+        match smmu.submit(push) {
+            Ok(ticket) => {
+                let _ = tickets.try_push((smmu, ticket));
+            }
+            Err(cause) => result = worse(result, Err(InvalidateError { smmu: smmu.id, sid: None, cause })),
+        }
+    }
+    // Everything is under way everywhere; now wait for all of it.
+    for (smmu, ticket) in tickets {
+        if let Err(cause) = smmu.wait(ticket) {
+            let outcome = match cause {
+                QueueError::Refused(CmdqError::AtcInvSync) => {
+                    let keys = array.live().map(|(key, _)| key).filter(|key| key.smmu() == smmu.id.index());
+                    cut_off(smmu, keys, cause)
+                }
+                _ => Err(InvalidateError { smmu: smmu.id, sid: None, cause }),
+            };
+            result = worse(result, outcome);
+        }
+    }
+    result.map(|()| 1)
+}
+
+/// Of two outcomes the one that leaves more reachable: a device that was cut off reaches nothing.
+fn worse(a: Result<(), InvalidateError>, b: Result<(), InvalidateError>) -> Result<(), InvalidateError> {
+    match (a, b) {
+        (Ok(()), other) => other,
+        (Err(InvalidateError { sid: Some(_), .. }), Err(other @ InvalidateError { sid: None, .. })) => Err(other),
+        (first, _) => first,
+    }
+}
+
+/// A device did not answer an ATC_INV: asks each again, for everything, and makes the STEs of those that do not answer abort, so that
+/// no translated access of theirs passes any more. `Ok` if all answered now.
+///
+/// The TLB invalidations before it are complete, by the CMD_SYNC that stands in for the one that failed.
+#[cold]
+fn cut_off<P: Platform>(
+    smmu: &Smmu<P>,
+    keys: impl Iterator<Item = Key>,
+    cause: QueueError,
+) -> Result<(), InvalidateError> {
+    let mut result = Ok(());
+    for key in keys.filter(|key| matches!(key.kind(), Kind::Ats | Kind::AtsFull)) {
+        let sid = key.id();
+        if smmu.run([commands::flush_atc(key)]).is_err() {
+            let sid = match smmu.abort_stream(sid) {
+                Ok(()) => Some(sid),
+                // Not even that: the device may still reach everything.
+                Err(_) => None,
+            };
+            result = worse(result, Err(InvalidateError { smmu: smmu.id, sid, cause }));
+        }
+    }
+    result
 }

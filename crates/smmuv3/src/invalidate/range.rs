@@ -20,15 +20,16 @@ pub(super) fn tlbi_cover(granules: u64, granule: Granule) -> Option<TlbiRange> {
 }
 
 /// One or two aligned power-of-two spans, as (address, Size) of ATC_INV, that cover `first ..= last`. Together less than twice
-/// the pages of it.
+/// the pages of it, where a page is the smallest translation unit, `4096 << stu` bytes.
 ///
 /// A single span would grow without bound where a short range straddles a highly aligned address; so the range is split there.
-pub(super) fn atc_cover(first: u64, last: u64) -> [Option<(u64, u8)>; 2] {
-    let (first, last) = (first >> ATC_PAGE, last.max(first) >> ATC_PAGE);
+pub(super) fn atc_cover(first: u64, last: u64, stu: u8) -> [Option<(u64, u8)>; 2] {
+    let unit = ATC_PAGE + u32::from(stu.min(40));
+    let (first, last) = (first >> unit, last.max(first) >> unit);
     let pages = last - first + 1;
     // log2 of the smallest aligned span that contains both ends.
     let whole = 64 - (first ^ last).leading_zeros();
-    let span = |page: u64, log2: u32| Some((page >> log2 << log2 << ATC_PAGE, log2 as u8));
+    let span = |page: u64, log2: u32| Some((page >> log2 << log2 << unit, (log2 + unit - ATC_PAGE) as u8));
     if 1u64 << whole < 2 * pages {
         return [span(first, whole), None];
     }
@@ -64,15 +65,16 @@ mod tests {
 
         #[test]
         fn two_atc_spans_cover_what_was_asked_and_less_than_as_much_again(
-            a in any::<u64>(), b in any::<u64>(), near in any::<bool>(), shift in 12..64u32,
+            a in any::<u64>(), b in any::<u64>(), near in any::<bool>(), shift in 12..64u32, stu in prop_oneof![Just(0u8), 0..10u8],
         ) {
             let b = if near { (a >> shift << shift).saturating_add(b >> 44) } else { b };
             let (first, last) = (a.min(b), a.max(b));
-            let (first_page, last_page) = (first >> 12, last >> 12);
-            let spans: std::vec::Vec<(u128, u128)> = atc_cover(first, last).into_iter().flatten().map(|(addr, size)| {
-                assert!(size <= 52 && u128::from(addr) % (4096u128 << size) == 0, "aligned to its size");
-                let page = u128::from(addr >> 12);
-                (page, page + (1u128 << size))
+            let unit = 12 + u32::from(stu);
+            let (first_page, last_page) = (first >> unit, last >> unit);
+            let spans: std::vec::Vec<(u128, u128)> = atc_cover(first, last, stu).into_iter().flatten().map(|(addr, size)| {
+                assert!((stu..=52).contains(&size) && u128::from(addr) % (4096u128 << size) == 0, "aligned to its size");
+                let page = u128::from(addr >> unit);
+                (page, page + (1u128 << (size - stu)))
             }).collect();
             let start = spans.iter().map(|span| span.0).min().unwrap();
             let end = spans.iter().map(|span| span.1).max().unwrap();
@@ -88,8 +90,11 @@ mod tests {
     #[test]
     fn two_pages_across_a_high_boundary_do_not_flush_the_whole_atc() {
         let boundary = 1u64 << 47;
-        assert_eq!(atc_cover(boundary - 0x1000, boundary + 0xfff), [Some((boundary - 0x1000, 0)), Some((boundary, 0))]);
-        assert_eq!(atc_cover(0, u64::MAX), [Some((0, 52)), None]);
-        assert_eq!(atc_cover(0x3000, 0x3fff), [Some((0x3000, 0)), None]);
+        assert_eq!(
+            atc_cover(boundary - 0x1000, boundary + 0xfff, 0),
+            [Some((boundary - 0x1000, 0)), Some((boundary, 0))]
+        );
+        assert_eq!(atc_cover(0, u64::MAX, 0), [Some((0, 52)), None]);
+        assert_eq!(atc_cover(0x3000, 0x3fff, 0), [Some((0x3000, 0)), None]);
     }
 }

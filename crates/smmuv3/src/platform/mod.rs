@@ -114,6 +114,20 @@ pub trait Platform: Clone + Send + Sync + 'static {
     /// One turn of a waiting loop: a pause or yield of the CPU. Returns soon.
     fn relax(&self);
 
+    /// Turns ATS on in the PCIe function that issues `sid` behind the SMMU with index `smmu`, with a smallest
+    /// translation unit of `4096 << stu` bytes. Returns whether it is on now.
+    ///
+    /// Called under the attach mutex. The default has no PCIe devices.
+    fn ats_enable(&self, smmu: u8, sid: u32, stu: u8) -> bool {
+        let _ = (smmu, sid, stu);
+        false
+    }
+
+    /// Turns ATS off again. When it returns, the function issues no translation requests and no translated accesses any more.
+    fn ats_disable(&self, smmu: u8, sid: u32) {
+        let _ = (smmu, sid);
+    }
+
     /// A small number that tells CPUs apart, to spread counters. Any answer is correct, and the caller may
     /// have moved to another CPU by the time it has it; good answers are fast.
     fn cpu_hint(&self) -> usize;

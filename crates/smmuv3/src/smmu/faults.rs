@@ -1,5 +1,7 @@
 //! What an SMMU has to say: events and global errors. Polled, or called from the host's interrupt handlers.
 
+use core::sync::atomic::Ordering;
+
 use super::Smmu;
 use crate::arch::Event;
 use crate::arch::regs::{Gerror, offset};
@@ -25,11 +27,19 @@ impl core::fmt::Display for GlobalErrors {
 
 impl<P: Platform> Smmu<P> {
     pub(crate) fn take_events(&self, each: impl FnMut(Event)) -> EventsTaken {
-        self.events.lock().take(&self.mmio, each)
+        let mut events = self.events.lock();
+        if self.removed.load(Ordering::Acquire) {
+            return EventsTaken::default();
+        }
+        events.take(&self.mmio, each)
     }
 
     /// Errors of commands are handled by the command queue and reported to who submitted them; they are not among the result.
     pub(crate) fn take_global_errors(&self) -> GlobalErrors {
+        let _events = self.events.lock();
+        if self.removed.load(Ordering::Acquire) {
+            return GlobalErrors(Gerror::empty());
+        }
         self.commands.with_gerror_owned(&self.mmio, || {
             let gerror = Gerror::from_bits_truncate(self.mmio.read32(offset::GERROR));
             let gerrorn = Gerror::from_bits_truncate(self.mmio.read32(offset::GERRORN));

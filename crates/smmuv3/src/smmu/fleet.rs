@@ -3,6 +3,7 @@
 use allocator_api2::alloc::AllocError;
 use allocator_api2::boxed::Box;
 use allocator_api2::vec::Vec;
+use core::sync::atomic::Ordering;
 use lock_api::Mutex;
 
 use super::{Smmu, SmmuId};
@@ -14,7 +15,7 @@ use crate::shared::Shared;
 pub(crate) const MAX_SMMUS: usize = 64;
 
 /// A version of the fleet. The index of an SMMU is its place.
-pub(crate) struct Members<P: Platform>(Vec<Shared<Smmu<P>>>);
+pub(crate) struct Members<P: Platform>(Vec<Option<Shared<Smmu<P>>>>);
 
 /// All SMMUs of one `Iommu`, and what they share.
 pub(crate) struct Fleet<P: Platform> {
@@ -27,7 +28,7 @@ pub(crate) struct Fleet<P: Platform> {
 
 impl<P: Platform> Members<P> {
     pub(crate) fn get(&self, index: u8) -> Option<&Shared<Smmu<P>>> {
-        self.0.get(usize::from(index))
+        self.0.get(usize::from(index))?.as_ref()
     }
 }
 
@@ -43,23 +44,70 @@ impl<P: Platform> Fleet<P> {
         self.members.load()
     }
 
-    /// The index that the next SMMU gets; `None` if there are too many. The caller holds the attach mutex.
+    /// The index that the next SMMU gets: the first that is free; `None` if there are too many. The caller holds the attach mutex.
     pub(crate) fn next_id(&self) -> Option<SmmuId> {
-        let count = self.load().0.len();
-        (count < MAX_SMMUS).then_some(SmmuId(count as u8))
+        let members = self.load();
+        let free = members.0.iter().position(Option::is_none).unwrap_or(members.0.len());
+        (free < MAX_SMMUS).then_some(SmmuId(free as u8))
     }
 
     /// Adds an SMMU at [`next_id`](Self::next_id). The caller holds the attach mutex.
     pub(crate) fn add(&self, smmu: Shared<Smmu<P>>) -> Result<(), AllocError> {
+        let index = usize::from(smmu.id.index());
+        self.replace(index, Some(smmu))
+    }
+
+    /// Takes an SMMU out. When it returns, nothing touches it any more.
+    pub(crate) fn remove(&self, smmu: &Shared<Smmu<P>>) -> Result<(), RemoveSmmuError> {
+        let _turn = self.attach.lock();
+        let id = smmu.id;
+        if !self.load().get(id.index()).is_some_and(|member| member.same(smmu)) {
+            return Err(RemoveSmmuError::NotThere(id));
+        }
+        let devices = smmu.devices.load(Ordering::Relaxed);
+        if devices > 0 {
+            return Err(RemoveSmmuError::InUse { smmu: id, devices });
+        }
+        // After the grace period in here, nobody who looked it up is still using it.
+        self.replace(usize::from(id.index()), None).map_err(|_| RemoveSmmuError::NoMemory)?;
+        smmu.retire().map_err(|_| RemoveSmmuError::NotAcknowledged(id))
+    }
+
+    fn replace(&self, index: usize, smmu: Option<Shared<Smmu<P>>>) -> Result<(), AllocError> {
         let mut next = Vec::new();
         {
             let members = self.load();
             next.try_reserve_exact(members.0.len() + 1).map_err(|_| AllocError)?;
             next.extend(members.0.iter().cloned());
         }
-        next.extend([smmu]);
+        match next.get_mut(index) {
+            Some(place) => *place = smmu,
+            None => next.extend([smmu]),
+        }
         let old = self.members.publish(Box::try_new(Members(next))?);
         Retired::free(&self.rcu, [Some(old)]);
         Ok(())
     }
+}
+
+/// Why an SMMU was not removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RemoveSmmuError {
+    /// There are devices behind it.
+    #[error("{smmu} has {devices} devices")]
+    InUse {
+        /// The SMMU.
+        smmu: SmmuId,
+        /// How many.
+        devices: usize,
+    },
+    /// It was removed already, or belongs to another `Iommu`.
+    #[error("{0} is not one of this Iommu's")]
+    NotThere(SmmuId),
+    /// No memory to note it; nothing was changed.
+    #[error("out of memory")]
+    NoMemory,
+    /// It is removed, but did not acknowledge that it stopped: its memory is never given back.
+    #[error("{0} was removed but did not acknowledge that it stopped")]
+    NotAcknowledged(SmmuId),
 }

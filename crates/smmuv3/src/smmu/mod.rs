@@ -5,16 +5,18 @@ mod fleet;
 mod reset;
 
 pub use faults::GlobalErrors;
+pub use fleet::RemoveSmmuError;
 pub(crate) use fleet::{Fleet, MAX_SMMUS};
 pub use reset::Unsupported;
 
 use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicUsize};
 use lock_api::Mutex;
 
-use crate::arch::{Command, Features};
+use crate::arch::{Command, Features, Ste};
 use crate::platform::{PhysAddr, Platform};
 use crate::queue::{CommandQueue, EventQueue, QueueError, Submission, Ticket};
-use crate::table::StreamTable;
+use crate::table::{self, StreamTable};
 use crate::tags::Tags;
 
 /// The number by which an `Iommu` knows an SMMU: 0 to 63, in the order of adding.
@@ -49,13 +51,15 @@ pub struct SmmuOptions {
     pub eventq_log2: u8,
     /// Raise the wired interrupts for events and global errors. Default off: the host polls.
     pub interrupts: bool,
+    /// The system's smallest translation unit for ATS: `4096 << ats_stu` bytes, 0 to 20. Default 0.
+    pub ats_stu: u8,
     /// How long to wait for the SMMU to do anything, in nanoseconds. Default one second.
     pub timeout_ns: u64,
 }
 
 impl Default for SmmuOptions {
     fn default() -> Self {
-        SmmuOptions { cmdq_log2: 8, eventq_log2: 7, interrupts: false, timeout_ns: 1_000_000_000 }
+        SmmuOptions { cmdq_log2: 8, eventq_log2: 7, interrupts: false, ats_stu: 0, timeout_ns: 1_000_000_000 }
     }
 }
 
@@ -66,7 +70,7 @@ pub enum AddSmmuError {
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
     /// An option is out of its range.
-    #[error("{name} = {value}: must be 1 to 16")]
+    #[error("{name} = {value} is out of its range")]
     BadOption {
         /// The option.
         name: &'static str,
@@ -100,6 +104,11 @@ pub(crate) struct Smmu<P: Platform> {
     pub(crate) streams: Mutex<P::RawMutex, StreamTable<P>>,
     pub(crate) asids: Mutex<P::RawMutex, Tags>,
     pub(crate) vmids: Mutex<P::RawMutex, Tags>,
+    pub(crate) ats_stu: u8,
+    /// Devices behind it, the broken ones among them. Changed under the attach mutex.
+    pub(crate) devices: AtomicUsize,
+    /// Its registers are not touched any more. Checked under the lock of the event queue.
+    removed: AtomicBool,
     commands: CommandQueue<P>,
     events: Mutex<P::RawMutex, EventQueue<P>>,
     platform: P,
@@ -115,6 +124,16 @@ impl<P: Platform> Smmu<P> {
     /// Waits for a submission.
     pub(crate) fn wait(&self, ticket: Ticket) -> Result<(), QueueError> {
         self.commands.wait(&self.mmio, ticket)
+    }
+
+    /// Makes the STE of a stream abort, and waits until the SMMU has seen it.
+    pub(crate) fn abort_stream(&self, sid: u32) -> Result<(), QueueError> {
+        let streams = self.streams.lock();
+        if let Some(words) = streams.ste(sid) {
+            let sync = || self.run([Command::CfgiSte { sid, leaf: true }]);
+            table::write(&self.platform, words, Ste::Abort.encode(), sync)?;
+        }
+        Ok(())
     }
 
     /// Submits commands and a CMD_SYNC, and waits for it.

@@ -3,6 +3,7 @@
 //! The order is the specification's (§6.3.9, §3.21, §3.11): stop traffic, stop translation, tables and queues, forget everything cached,
 //! events, interrupts, and last translation. Each register write that must be acknowledged is waited for, in bounded time.
 
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use lock_api::Mutex;
 
 use super::{AddSmmuError, Smmu, SmmuId, SmmuOptions};
@@ -98,6 +99,9 @@ impl<P: Platform> Smmu<P> {
                 return Err(AddSmmuError::BadOption { name, value });
             }
         }
+        if options.ats_stu > 20 {
+            return Err(AddSmmuError::BadOption { name: "ats_stu", value: options.ats_stu });
+        }
         let features = probe(&mmio)?;
         let none = AddSmmuError::NoMemory;
         let cmdq_log2 = options.cmdq_log2.min(features.cmdq_log2);
@@ -111,6 +115,9 @@ impl<P: Platform> Smmu<P> {
             vmids: Mutex::new(Tags::new(features.vmid_bits).ok_or(none)?),
             commands: CommandQueue::new(platform, cmdq_log2, options.timeout_ns).ok_or(none)?,
             events: Mutex::new(EventQueue::new(platform, eventq_log2).ok_or(none)?),
+            ats_stu: options.ats_stu,
+            devices: AtomicUsize::new(0),
+            removed: AtomicBool::new(false),
             platform: platform.clone(),
             timeout_ns: options.timeout_ns,
             mmio,
@@ -197,14 +204,26 @@ impl<P: Platform> Smmu<P> {
     }
 }
 
-impl<P: Platform> Drop for Smmu<P> {
-    /// Leaves the SMMU aborting all traffic. Where that is not acknowledged, it may still use its queues and tables, which are then never
-    /// given back.
-    fn drop(&mut self) {
-        if self.stop().is_err() {
-            self.commands.keep_forever();
-            self.events.get_mut().keep_forever();
-            self.streams.get_mut().keep_forever();
+impl<P: Platform> Smmu<P> {
+    /// Leaves the SMMU aborting all traffic, for ever. Where that is not acknowledged, it may still use its queues and tables, which are then
+    /// never given back. Nothing touches its registers afterwards.
+    pub(super) fn retire(&self) -> Result<(), AddSmmuError> {
+        // Whoever looks for events holds this lock while it touches registers.
+        let events = self.events.lock();
+        if self.removed.swap(true, Ordering::AcqRel) {
+            return Ok(());
         }
+        self.stop().inspect_err(|_| {
+            self.commands.keep_forever();
+            events.keep_forever();
+            self.streams.lock().keep_forever();
+        })
+    }
+}
+
+impl<P: Platform> Drop for Smmu<P> {
+    fn drop(&mut self) {
+        // There is nobody left to tell.
+        let _ = self.retire();
     }
 }

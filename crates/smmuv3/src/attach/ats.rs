@@ -1,0 +1,54 @@
+//! Turning ATS on and off in a device, in the order that keeps its ATC honest.
+
+use core::sync::atomic::Ordering;
+
+use crate::arch::Command;
+use crate::domain::GuestSte;
+use crate::platform::Platform;
+use crate::queue::QueueError;
+
+use super::device::{DeviceInner, Rid};
+
+/// ATC_INV `Size` for the whole address space.
+const ALL: u8 = 52;
+
+impl<P: Platform> DeviceInner<P> {
+    /// Whether ATS shall be on. Never with an STE that lets the device bypass or that aborts: those refuse translation requests.
+    pub(super) fn wants_ats(&self, rid: &Rid<P>, pasids: bool) -> bool {
+        let useful = match rid {
+            Rid::Paging(_) => true,
+            Rid::Nested(nested) => matches!(nested.ste, GuestSte::Translate { ats: true, .. }),
+            Rid::Identity | Rid::Blocked => pasids,
+        };
+        self.ats_capable && self.smmu.features.ats && useful
+    }
+
+    /// Turns ATS on in the device, whose STEs do not allow it yet, and makes its ATC forget what it may remember from before. Returns whether
+    /// it is on.
+    pub(super) fn turn_ats_on(&self) -> bool {
+        let (platform, smmu) = (&self.fleet.platform, self.smmu.id.index());
+        let on = self.sids.iter().all(|&sid| platform.ats_enable(smmu, sid, self.smmu.ats_stu));
+        if on && self.flush_atc(None).is_ok() {
+            self.ats_on.store(true, Ordering::Release);
+            return true;
+        }
+        self.sids.iter().for_each(|&sid| platform.ats_disable(smmu, sid));
+        false
+    }
+
+    /// Turns ATS off in the device. Its STEs do not allow it any more, it stands in no array, and a grace period has passed since.
+    pub(super) fn turn_ats_off(&self) {
+        // Guests' ATC_INVs look at this inside a read section.
+        self.ats_on.store(false, Ordering::Release);
+        self.fleet.rcu.synchronize();
+        // A device that does not answer is turned off all the same: the STE stops its translated accesses.
+        let _ = self.flush_atc(None);
+        self.sids.iter().for_each(|&sid| self.fleet.platform.ats_disable(self.smmu.id.index(), sid));
+    }
+
+    /// Makes the device forget all translations with the given PASID, or without one.
+    pub(super) fn flush_atc(&self, ssid: Option<u32>) -> Result<(), QueueError> {
+        let command = |&sid: &u32| Command::AtcInv { sid, ssid, global: false, addr: 0, size: ALL };
+        self.smmu.run(self.sids.iter().map(command))
+    }
+}

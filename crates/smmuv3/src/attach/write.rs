@@ -1,0 +1,99 @@
+//! What a device's STEs and CDs shall be, and bringing them there.
+
+use crate::arch::{
+    Cd, Command, DefaultSubstream, Eats, MAIR, RawCd, Shape, Stage, Stages, StallModel, Ste, SteStage1, StreamWorld,
+};
+use crate::domain::stage2_of;
+use crate::platform::{PhysAddr, Platform};
+use crate::queue::QueueError;
+use crate::table;
+
+use super::device::{DeviceInner, Rid, State};
+
+/// The CD of a stage 1 table.
+pub(super) fn stage1_cd(shape: &Shape, root: PhysAddr, mair: u64, asid: u16) -> Cd {
+    Cd {
+        t0sz: shape.t0sz(),
+        granule: shape.granule(),
+        output_size: shape.output_size(),
+        ttb0: Some(root),
+        asid,
+        private_asid: true,
+        mair,
+        record: true,
+        stall: false,
+        abort: true,
+    }
+}
+
+impl<P: Platform> DeviceInner<P> {
+    /// Brings the device's own configuration to `rid`, whose tag is `tag`; `pasids` tells whether PASIDs are in use.
+    pub(super) fn write_rid(
+        &self,
+        state: &State<P>,
+        rid: &Rid<P>,
+        tag: u16,
+        ats: bool,
+        pasids: bool,
+    ) -> Result<(), QueueError> {
+        let eats = if ats { Eats::Full } else { Eats::Off };
+        match rid {
+            // If the STE points to the CD already, writing the CD is the change; if not, the STE is.
+            Rid::Paging(domain) if domain.table.shape().stage() == Stage::S1 => {
+                let cd = stage1_cd(domain.table.shape(), domain.table.root(), MAIR, tag);
+                self.write_cd(state, 0, cd.encode(), true)?;
+                return self.write_stes(self.stage1_ste(state, DefaultSubstream::Substream0, eats));
+            }
+            Rid::Paging(domain) => {
+                let stages = Stages::S2(stage2_of(domain));
+                self.write_stes(Ste::Translate { vmid: tag, eats, stages })?;
+            }
+            Rid::Nested(nested) => self.write_stes(nested.ste(ats))?,
+            Rid::Identity if pasids => {
+                self.write_stes(self.stage1_ste(state, DefaultSubstream::Bypass, eats))?;
+            }
+            Rid::Blocked if pasids => {
+                self.write_stes(self.stage1_ste(state, DefaultSubstream::Terminate, eats))?;
+            }
+            Rid::Identity => self.write_stes(Ste::Bypass)?,
+            Rid::Blocked => self.write_stes(Ste::Abort)?,
+        }
+        // Nothing reaches the CD any more; it must not point to tables that are freed one day.
+        if state.rid.is_stage1() { self.write_cd(state, 0, RawCd::default(), true) } else { Ok(()) }
+    }
+
+    fn stage1_ste(&self, state: &State<P>, default_substream: DefaultSubstream, eats: Eats) -> Ste {
+        // Only devices behind an SMMU with stage 1 come here, and those have a CD table.
+        let Some(cds) = &state.cds else { return Ste::Abort };
+        let (context_ptr, format, cd_max) = cds.pointer();
+        let s1 = SteStage1 {
+            context_ptr,
+            cd_max,
+            format,
+            default_substream,
+            world: StreamWorld::El1,
+            stall_disabled: self.smmu.features.stall_model == StallModel::Both,
+        };
+        Ste::Translate { vmid: 0, eats, stages: Stages::S1(s1) }
+    }
+
+    /// Brings the STEs of all the device's streams to `ste`.
+    pub(super) fn write_stes(&self, ste: Ste) -> Result<(), QueueError> {
+        let streams = self.smmu.streams.lock();
+        for &sid in &self.sids {
+            if let Some(words) = streams.ste(sid) {
+                let sync = || self.smmu.run([Command::CfgiSte { sid, leaf: true }]);
+                table::write(&self.fleet.platform, words, ste.encode(), sync)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the CD of `ssid` to `cd`. `leaf` is false where the level 1 descriptor above it is new.
+    pub(super) fn write_cd(&self, state: &State<P>, ssid: u32, cd: RawCd, leaf: bool) -> Result<(), QueueError> {
+        let Some(words) = state.cds.as_ref().and_then(|cds| cds.cd(ssid)) else { return Ok(()) };
+        let sync = || self.smmu.run(self.sids.iter().map(|&sid| Command::CfgiCd { sid, ssid, leaf }));
+        table::write(&self.fleet.platform, words, cd, sync)?;
+        Ok(())
+    }
+}

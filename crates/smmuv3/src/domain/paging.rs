@@ -1,0 +1,96 @@
+//! Paging domains: a translation table of the driver's own.
+
+use core::fmt;
+
+use super::{Owed, for_each_owed};
+use crate::arch::{AddrSize, BadShape, Granule, Shape, Stage};
+use crate::invs::InvArray;
+use crate::pgtable::PageTable;
+use crate::platform::Platform;
+use crate::rcu::Published;
+use crate::shared::Shared;
+use crate::smmu::Fleet;
+
+/// The size and granule of a translation table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// The size of pages and tables. Default 4 KiB.
+    pub granule: Granule,
+    /// Bits of an IOVA, 39 to 48. Default 39 (512 GiB).
+    pub input_bits: u8,
+    /// The size of the addresses that are mapped to. Default 44 bits; a domain attaches only to SMMUs that have as many.
+    pub output_size: AddrSize,
+}
+
+impl Default for Geometry {
+    fn default() -> Self {
+        Geometry { granule: Granule::K4, input_bits: 39, output_size: AddrSize::from_code(4) }
+    }
+}
+
+/// Why there is no such domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DomainError {
+    /// The geometry is impossible.
+    #[error(transparent)]
+    Shape(#[from] BadShape),
+    /// No memory.
+    #[error("out of memory")]
+    NoMemory,
+}
+
+/// A translation table that devices can be attached to. Cheap to clone; all clones are the same domain.
+///
+/// Any stage 2 domain may also be the parent of vSMMUs. Its memory is freed when the last clone is gone and the last device is detached.
+pub struct PagingDomain<P: Platform>(pub(crate) Shared<Paging<P>>);
+
+pub(crate) struct Paging<P: Platform> {
+    pub(crate) fleet: Shared<Fleet<P>>,
+    pub(crate) table: PageTable<P>,
+    /// Replaced and unref'd only under the attach mutex.
+    pub(crate) invs: Published<InvArray, P>,
+}
+
+impl<P: Platform> PagingDomain<P> {
+    pub(crate) fn new(fleet: &Shared<Fleet<P>>, stage: Stage, geometry: Geometry) -> Result<Self, DomainError> {
+        let shape = Shape::new(stage, geometry.granule, geometry.input_bits, geometry.output_size)?;
+        let no_memory = |_| DomainError::NoMemory;
+        let table = PageTable::new(&fleet.platform, shape).ok_or(DomainError::NoMemory)?;
+        let invs = Published::try_new(InvArray::empty(), fleet.rcu.clone()).map_err(no_memory)?;
+        Ok(PagingDomain(Shared::try_new(Paging { fleet: fleet.clone(), table, invs }).map_err(no_memory)?))
+    }
+
+    /// The stage that the table is for.
+    pub fn stage(&self) -> Stage {
+        self.0.table.shape().stage()
+    }
+
+    /// The granule: every address and length given to the domain is a multiple of it.
+    pub fn granule(&self) -> Granule {
+        self.0.table.shape().granule()
+    }
+
+    /// Calls `each` for every invalidation that the domain owes after a change, in order. Devices may be attached and detached
+    /// meanwhile, and by `each` too.
+    pub fn owed(&self, each: impl FnMut(Owed)) {
+        for_each_owed(&self.0.invs, each);
+    }
+}
+
+impl<P: Platform> Clone for PagingDomain<P> {
+    fn clone(&self) -> Self {
+        PagingDomain(self.0.clone())
+    }
+}
+
+impl<P: Platform> fmt::Debug for PagingDomain<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shape = self.0.table.shape();
+        write!(f, "PagingDomain({}, {}, {} input bits; owes [", shape.stage(), shape.granule(), shape.input_bits())?;
+        let loaded = self.0.invs.load();
+        for (index, (key, users)) in loaded.live().enumerate() {
+            write!(f, "{}{key:?} ×{users}", if index == 0 { "" } else { ", " })?;
+        }
+        f.write_str("])")
+    }
+}
