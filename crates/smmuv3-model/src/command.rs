@@ -4,6 +4,7 @@ use smmuv3::arch::regs::{CmdqError, Gerror};
 use smmuv3::arch::{Command, Granule, RawCommand, StallModel, SyncSignal, TlbiAddr};
 
 use crate::config::Cfgi;
+use crate::fault::Request;
 use crate::smmu::{COMMAND_LOG, Sabotage, Unit};
 use crate::tlb::{Asids, Regime, Scope};
 
@@ -28,6 +29,9 @@ impl Unit {
             self.violation(format!("illegal command {raw:?}: {why}"));
             CmdqError::Illegal
         })?;
+        if let Command::Sync(_) = command {
+            self.complete()?;
+        }
         *self.commands.entry(command.mnemonic()).or_default() += 1;
         if self.log.len() == COMMAND_LOG {
             self.log.pop_front();
@@ -121,14 +125,11 @@ impl Unit {
             Command::TlbiS2Ipa { vmid, addr } => self.tlbi(command, STAGE2, Some(vmid), Asids::All, Some(addr)),
             Command::TlbiS12Vmall { vmid } => self.tlbi(command, EL1_AND_STAGE2, Some(vmid), Asids::All, None),
             Command::TlbiNsnhAll => self.tlbi(command, EL1_AND_STAGE2, None, Asids::All, None),
-            Command::AtcInv { sid, size, .. } => {
+            Command::AtcInv { sid, ssid, global, addr, size } => {
                 // Ignored while translation is off (§4.5.1).
                 if self.regs.cr0ack.smmuen() && self.sid_fits(sid, &command) && !self.sabotaged(Sabotage::IgnoreAtcInv)
                 {
-                    match size {
-                        52.. => self.atc_everything += 1,
-                        size => self.atc_pages += 1 << size,
-                    }
+                    self.atc_inv(sid, ssid, global, addr, size);
                 }
             }
             // No page requests and no stalls yet: nothing to answer.
@@ -154,7 +155,7 @@ impl Unit {
         self.configs.invalidate(&cfgi, now);
     }
 
-    fn acts_early(&mut self) -> bool {
+    pub(crate) fn acts_early(&mut self) -> bool {
         self.laziness.early_invalidations && self.rng.one_in(2)
     }
 
@@ -176,7 +177,8 @@ impl Unit {
             addr.leaf |= self.sabotaged(Sabotage::TreatTlbiAsLeaf);
         }
         let ignored = if addr.is_some() { Sabotage::IgnoreTlbiByAddress } else { Sabotage::IgnoreTlbiByTag };
-        if self.sabotaged(ignored) {
+        let s1_clear = matches!(command, Command::TlbiNhAll { .. }) && self.sabotaged(Sabotage::IgnoreNhAll);
+        if self.sabotaged(ignored) || s1_clear {
             return;
         }
         let scope = Scope { regimes, vmid, asids, addr };
@@ -211,11 +213,34 @@ impl Unit {
         (addr.addr & ((1 << aligned) - 1) != 0).then(|| format!("address not aligned to {aligned} bits"))
     }
 
-    fn sync(&mut self, signal: SyncSignal) {
-        if !self.sabotaged(Sabotage::IgnoreSync) {
-            self.tlb.purge();
-            self.configs.purge();
+    /// Completes what is before a CMD_SYNC. On an error nothing is complete (§4.7.3).
+    fn complete(&mut self) -> Result<(), CmdqError> {
+        if self.sabotaged(Sabotage::IgnoreSync) {
+            self.tlb.forget_pending();
+            return Ok(());
         }
+        if self.sabotaged(Sabotage::IgnoreInnerSync) && self.inner_sync() {
+            return Ok(());
+        }
+        self.sync_atcs()?;
+        for (sid, ssid, iova) in self.tlb.take_nested() {
+            // A prefetch, which raises no event.
+            let _ = self.translate(&Request { sid, ssid, iova, write: false, ats: false });
+        }
+        self.tlb.purge();
+        self.configs.purge();
+        Ok(())
+    }
+
+    /// Whether the command after this one is ATC_INV or TLBI_NH_ALL.
+    fn inner_sync(&self) -> bool {
+        let ring = self.cmdq();
+        let next = ring.next(self.regs.cmdq_cons & ring.mask());
+        let word = (next != self.regs.cmdq_prod & ring.mask()).then(|| self.memory.read_u64(ring.addr(next))).flatten();
+        word.is_some_and(|word| matches!(word as u8, 0x40 | 0x10))
+    }
+
+    fn sync(&mut self, signal: SyncSignal) {
         self.syncs += 1;
         match signal {
             SyncSignal::Msi { addr, data } if self.features.msi => {

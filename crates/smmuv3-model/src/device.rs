@@ -38,22 +38,41 @@ impl Device {
     /// Reads from `iova`. An access that crosses a multiple of 4096 is several: what came before the one that failed
     /// is in `buf`.
     pub fn read(&self, iova: Iova, buf: &mut [u8]) -> Result<(), DmaError> {
+        self.read_pieces(iova, buf, false)
+    }
+
+    /// Writes to `iova`, in pieces as [`read`](Self::read) does.
+    pub fn write(&self, iova: Iova, buf: &[u8]) -> Result<(), DmaError> {
+        self.write_pieces(iova, buf, false)
+    }
+
+    /// Reads with ATS: where the ATC has no entry that allows it, a translation request comes first; then a translated
+    /// access, straight to the physical address. In pieces as [`read`](Self::read).
+    pub fn ats_read(&self, iova: Iova, buf: &mut [u8]) -> Result<(), DmaError> {
+        self.read_pieces(iova, buf, true)
+    }
+
+    /// Writes with ATS, as [`ats_read`](Self::ats_read) reads.
+    pub fn ats_write(&self, iova: Iova, buf: &[u8]) -> Result<(), DmaError> {
+        self.write_pieces(iova, buf, true)
+    }
+
+    fn read_pieces(&self, iova: Iova, buf: &mut [u8], ats: bool) -> Result<(), DmaError> {
         let mut done = 0;
         while done < buf.len() {
             let (at, count) = piece(iova, done, buf.len());
-            let request = Request { sid: self.sid, ssid: self.ssid, iova: at, write: false };
+            let request = Request { sid: self.sid, ssid: self.ssid, iova: at, write: false, ats };
             self.smmu.dma(&request, Transfer::Read(&mut buf[done..done + count]))?;
             done += count;
         }
         Ok(())
     }
 
-    /// Writes to `iova`, in pieces as [`read`](Self::read) does.
-    pub fn write(&self, iova: Iova, buf: &[u8]) -> Result<(), DmaError> {
+    fn write_pieces(&self, iova: Iova, buf: &[u8], ats: bool) -> Result<(), DmaError> {
         let mut done = 0;
         while done < buf.len() {
             let (at, count) = piece(iova, done, buf.len());
-            let request = Request { sid: self.sid, ssid: self.ssid, iova: at, write: true };
+            let request = Request { sid: self.sid, ssid: self.ssid, iova: at, write: true, ats };
             self.smmu.dma(&request, Transfer::Write(&buf[done..done + count]))?;
             done += count;
         }
@@ -70,6 +89,18 @@ impl Device {
     /// Writes eight bytes.
     pub fn write_u64(&self, iova: Iova, value: u64) -> Result<(), DmaError> {
         self.write(iova, &value.to_le_bytes())
+    }
+
+    /// Reads eight bytes with ATS.
+    pub fn ats_read_u64(&self, iova: Iova) -> Result<u64, DmaError> {
+        let mut buf = [0; 8];
+        self.ats_read(iova, &mut buf)?;
+        Ok(u64::from_le_bytes(buf))
+    }
+
+    /// Writes eight bytes with ATS.
+    pub fn ats_write_u64(&self, iova: Iova, value: u64) -> Result<(), DmaError> {
+        self.ats_write(iova, &value.to_le_bytes())
     }
 }
 
@@ -113,6 +144,20 @@ pub struct DeviceStats {
     pub accesses: u64,
     /// Those that ended in a fault: no failure by itself.
     pub faults: u64,
+    /// Those that ended well and used ATS.
+    pub translated: u64,
+}
+
+/// How the accesses of a device thread are made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Traffic {
+    /// Each through the SMMU.
+    #[default]
+    Untranslated,
+    /// Each with ATS, and none while ATS is off (which counts as a fault).
+    Ats,
+    /// Either at random; while ATS is off, all through the SMMU.
+    Mixed,
 }
 
 /// A thread that reads and writes random targets until it is stopped.
@@ -126,11 +171,17 @@ struct Shared {
     stop: AtomicBool,
     accesses: AtomicU64,
     faults: AtomicU64,
+    translated: AtomicU64,
 }
 
 impl DeviceThread {
     /// Starts it. What it accesses, and whether it reads or writes, follows from `seed`.
     pub fn start(device: Device, targets: Targets, seed: u64) -> Self {
+        Self::start_with(device, targets, seed, Traffic::Untranslated)
+    }
+
+    /// Starts it, with the given kind of accesses.
+    pub fn start_with(device: Device, targets: Targets, seed: u64, traffic: Traffic) -> Self {
         let shared = Arc::new(Shared::default());
         let thread = std::thread::spawn({
             let shared = shared.clone();
@@ -141,9 +192,26 @@ impl DeviceThread {
                         std::thread::yield_now();
                         continue;
                     };
-                    let result = match rng.one_in(2) {
-                        true => device.read_u64(iova).map(drop),
-                        false => device.write_u64(iova, rng.next()),
+                    let value = rng.one_in(2).then(|| rng.next());
+                    let plain = || match value {
+                        None => device.read_u64(iova).map(drop),
+                        Some(value) => device.write_u64(iova, value),
+                    };
+                    let ats = || match value {
+                        None => device.ats_read_u64(iova).map(drop),
+                        Some(value) => device.ats_write_u64(iova, value),
+                    };
+                    let uses_ats = match traffic {
+                        Traffic::Untranslated => false,
+                        Traffic::Ats => true,
+                        Traffic::Mixed => rng.one_in(2),
+                    };
+                    let result = match if uses_ats { ats() } else { plain() } {
+                        Err(DmaError::AtsOff) if traffic == Traffic::Mixed => plain(),
+                        result => {
+                            shared.translated.fetch_add((uses_ats && result.is_ok()).into(), Relaxed);
+                            result
+                        }
                     };
                     shared.faults.fetch_add(result.is_err().into(), Relaxed);
                     if shared.accesses.fetch_add(1, Relaxed).is_multiple_of(32) {
@@ -158,7 +226,11 @@ impl DeviceThread {
 
     /// What it did so far: a test that needs the device to be active at some point waits for this to move.
     pub fn stats(&self) -> DeviceStats {
-        DeviceStats { accesses: self.shared.accesses.load(Relaxed), faults: self.shared.faults.load(Relaxed) }
+        DeviceStats {
+            accesses: self.shared.accesses.load(Relaxed),
+            faults: self.shared.faults.load(Relaxed),
+            translated: self.shared.translated.load(Relaxed),
+        }
     }
 
     /// Stops it and tells what it did. All its accesses are over then.

@@ -12,6 +12,8 @@ pub(crate) struct Request {
     pub ssid: Option<u32>,
     pub iova: u64,
     pub write: bool,
+    /// It uses ATS: an ATS Translation Request, or what the function does for the sake of one.
+    pub ats: bool,
 }
 
 /// Why a device's access did not happen.
@@ -22,6 +24,15 @@ pub enum DmaError {
     Aborted(Option<Event>),
     /// The SMMU let it pass, but there is no memory at that address.
     NoMemory(PhysAddr),
+    /// ATS is off in the function: it issued nothing.
+    AtsOff,
+    /// The translation request was answered, without the right to do this (§3.9.1.2: Success, R or W is 0).
+    AtsDenied,
+    /// The translation request was answered with Unsupported Request. The event that the SMMU recorded, if one.
+    AtsUnsupported(Option<Event>),
+    /// The translation request was answered with Completer Abort. The event that an ordinary transaction would have led
+    /// to; the SMMU did not record it.
+    AtsCompleterAbort(Option<Event>),
 }
 
 impl fmt::Display for DmaError {
@@ -30,6 +41,12 @@ impl fmt::Display for DmaError {
             DmaError::Aborted(Some(event)) => write!(f, "aborted: {event}"),
             DmaError::Aborted(None) => write!(f, "aborted"),
             DmaError::NoMemory(pa) => write!(f, "no memory at {pa}"),
+            DmaError::AtsOff => f.write_str("ATS is off"),
+            DmaError::AtsDenied => f.write_str("the translation request was answered without the right to do this"),
+            DmaError::AtsUnsupported(Some(event)) => write!(f, "translation request unsupported: {event}"),
+            DmaError::AtsUnsupported(None) => f.write_str("translation request unsupported"),
+            DmaError::AtsCompleterAbort(Some(event)) => write!(f, "translation request aborted: {event}"),
+            DmaError::AtsCompleterAbort(None) => f.write_str("translation request aborted"),
         }
     }
 }

@@ -25,11 +25,13 @@
 //! # let _ = platform;
 //! ```
 //!
-//! Not modelled: stalls, PRI, ATS devices, two security states, VMSAv8-32, 52-bit addresses, hardware update of flags,
+//! Not modelled: stalls, PRI, split-stage ATS, two security states, VMSAv8-32, 52-bit addresses, hardware update of flags,
 //! hierarchical permissions, contiguous hints, MPAM. `F_TLB_CONFLICT` and `F_CFG_CONFLICT` are never raised.
 
 #![forbid(unsafe_code)]
 
+mod atc;
+mod ats;
 mod command;
 mod config;
 mod device;
@@ -45,7 +47,8 @@ mod smmu;
 mod tlb;
 mod walk;
 
-pub use device::{Device, DeviceStats, DeviceThread, Targets};
+pub use atc::{AtsAnswers, AtsBehaviour};
+pub use device::{Device, DeviceStats, DeviceThread, Targets, Traffic};
 pub use fault::DmaError;
 pub use memory::POISON;
 pub use oracle::{Report, SmmuReport, StaleAccess};
@@ -107,8 +110,8 @@ impl Model {
         let smmu = |(index, smmu): (usize, &ModelSmmuConfig)| {
             Arc::new(Smmu::new(index, smmu, config.seed, memory.clone(), oracle.clone()))
         };
-        let smmus = config.smmus.iter().enumerate().map(smmu).collect();
-        let platform = ModelPlatform::new(memory.clone());
+        let smmus: Vec<_> = config.smmus.iter().enumerate().map(smmu).collect();
+        let platform = ModelPlatform::new(memory.clone(), oracle.clone(), smmus.clone());
         Model(Arc::new(Machine { oracle, memory, platform, smmus }))
     }
 
@@ -224,6 +227,22 @@ impl Model {
     }
 
     // --- misbehaviour ---
+
+    /// How the PCIe function with this StreamID behaves with ATS from now on. At first all have ATS and are of the
+    /// [default](AtsBehaviour::default) kind.
+    pub fn set_ats(&self, smmu: usize, sid: u32, behaviour: AtsBehaviour) {
+        self.0.smmus[smmu].with(|unit| unit.function(sid).behaviour = behaviour);
+    }
+
+    /// Whether ATS is on in a function.
+    pub fn ats_enabled(&self, smmu: usize, sid: u32) -> bool {
+        self.0.smmus[smmu].with(|unit| unit.function(sid).enabled)
+    }
+
+    /// A function-level reset: ATS is off, the ATC is empty. An ATC_INV that is under way is not answered any more.
+    pub fn reset_function(&self, smmu: usize, sid: u32) {
+        self.0.smmus[smmu].with(|unit| unit.reset_function(sid));
+    }
 
     /// From now on the SMMU ignores a step of the driver, as if the driver had left it out.
     pub fn sabotage(&self, smmu: usize, what: Sabotage) {

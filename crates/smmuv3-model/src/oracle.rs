@@ -73,6 +73,14 @@ pub struct Report {
     pub atc_pages: u64,
     /// ATC_INV commands that covered everything.
     pub atc_everything: u64,
+    /// ATC_INV commands for functions whose ATS was off. Each is a violation, too.
+    pub atc_to_disabled: u64,
+    /// CMD_SYNCs that failed because an ATC_INV was not answered.
+    pub atc_timeouts: u64,
+    /// ATS Translation Requests, those included that a function makes by itself when an ATC_INV took an entry.
+    pub ats_requests: u64,
+    /// Translated accesses that the SMMUs let pass. They are among `dma_checked`.
+    pub translated: u64,
     /// Things that no correct driver does, the first 256 of them.
     pub violations: Vec<String>,
     /// All of them.
@@ -120,6 +128,16 @@ pub struct SmmuReport {
     pub atc_pages: u64,
     /// ATC_INV commands that covered everything.
     pub atc_everything: u64,
+    /// ATC_INV commands for functions whose ATS was off.
+    pub atc_to_disabled: u64,
+    /// CMD_SYNCs that failed because an ATC_INV was not answered.
+    pub atc_timeouts: u64,
+    /// ATS Translation Requests.
+    pub ats_requests: u64,
+    /// Translated accesses that the SMMU let pass.
+    pub translated: u64,
+    /// Entries in the ATCs of all functions behind the SMMU now.
+    pub atc_entries: usize,
 }
 
 /// Counts what goes wrong.
@@ -181,6 +199,10 @@ impl Oracle {
             report.syncs += smmu.syncs;
             report.atc_pages += smmu.atc_pages;
             report.atc_everything += smmu.atc_everything;
+            report.atc_to_disabled += smmu.atc_to_disabled;
+            report.atc_timeouts += smmu.atc_timeouts;
+            report.ats_requests += smmu.ats_requests;
+            report.translated += smmu.translated;
             for (&mnemonic, &count) in &smmu.commands {
                 *report.commands.entry(mnemonic).or_default() += count;
             }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use smmuv3::platform::{DmaWindow, PhysAddr, Platform};
 
 use crate::memory::Memory;
+use crate::oracle::Oracle;
 use crate::smmu::Smmu;
 
 /// The host side of a [`Model`](crate::Model). A handle: clones are the same platform.
@@ -16,14 +17,24 @@ pub struct ModelPlatform(Arc<Inner>);
 
 struct Inner {
     memory: Arc<Memory>,
+    oracle: Arc<Oracle>,
+    smmus: Vec<Arc<Smmu>>,
     window: DmaWindow,
     start: Instant,
 }
 
 impl ModelPlatform {
-    pub(crate) fn new(memory: Arc<Memory>) -> Self {
+    pub(crate) fn new(memory: Arc<Memory>, oracle: Arc<Oracle>, smmus: Vec<Arc<Smmu>>) -> Self {
         let window = DmaWindow::from_words(memory.words(), PhysAddr(memory.base()));
-        ModelPlatform(Arc::new(Inner { memory, window, start: Instant::now() }))
+        ModelPlatform(Arc::new(Inner { memory, oracle, smmus, window, start: Instant::now() }))
+    }
+
+    fn smmu(&self, index: u8) -> Option<&Smmu> {
+        let smmu = self.0.smmus.get(usize::from(index));
+        if smmu.is_none() {
+            self.0.oracle.violation(format!("ATS is set up behind SMMU {index}, which is not there"));
+        }
+        smmu.map(|smmu| &**smmu)
     }
 }
 
@@ -70,6 +81,18 @@ impl Platform for ModelPlatform {
 
     fn relax(&self) {
         std::thread::yield_now();
+    }
+
+    /// Whether the function has ATS is for [`Model::set_ats`](crate::Model::set_ats) to say.
+    fn ats_enable(&self, smmu: u8, sid: u32, stu: u8) -> bool {
+        self.smmu(smmu).is_some_and(|smmu| smmu.with(|unit| unit.ats_enable(sid, stu)))
+    }
+
+    /// The ATC keeps what it has, for the time after ATS is turned on again.
+    fn ats_disable(&self, smmu: u8, sid: u32) {
+        if let Some(smmu) = self.smmu(smmu) {
+            smmu.with(|unit| unit.ats_disable(sid));
+        }
     }
 
     fn cpu_hint(&self) -> usize {

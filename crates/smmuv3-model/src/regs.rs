@@ -394,6 +394,9 @@ impl Unit {
     }
 
     fn update_cr0(&mut self) {
+        if self.regs.cr0ack.smmuen() && !self.regs.cr0.smmuen() {
+            self.check_ats_is_off();
+        }
         self.regs.cr0ack = self.regs.cr0;
         if !self.regs.cr0ack.cmdqen() {
             self.regs.cmdq_lost = false;

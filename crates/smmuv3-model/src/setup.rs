@@ -52,7 +52,7 @@ pub struct ModelSmmuConfig {
     pub cd_two_level: bool,
     /// Two-level stream tables (`IDR0.ST_LEVEL`).
     pub st_two_level: bool,
-    /// ATS (`IDR0.ATS`).
+    /// ATS (`IDR0.ATS`), full only: `IDR0.NS1ATS` is set with it, and `EATS` = 2 makes an STE illegal.
     pub ats: bool,
     /// PRI (`IDR0.PRI`). The model has no PRI queue yet; its registers can be written and nothing comes of it.
     pub pri: bool,
@@ -100,11 +100,20 @@ pub struct Laziness {
     pub early_invalidations: bool,
     /// Entries that a TLB holds before it evicts one at random.
     pub tlb_entries: usize,
+    /// When an ATC_INV is not answered, all that no CMD_SYNC has completed come to nothing, those for other functions
+    /// included (§4.7.3: the set is UNKNOWN). Otherwise only the one.
+    pub atc_timeout_loses_all: bool,
 }
 
 impl Default for Laziness {
     fn default() -> Self {
-        Laziness { junk_at_reset: true, ack_polls: 3, early_invalidations: false, tlb_entries: 1 << 16 }
+        Laziness {
+            junk_at_reset: true,
+            ack_polls: 3,
+            early_invalidations: false,
+            tlb_entries: 1 << 16,
+            atc_timeout_loses_all: true,
+        }
     }
 }
 
@@ -155,6 +164,7 @@ impl ModelSmmuConfig {
             | bit(self.coherent, 4)
             | bit(self.hyp, 9)
             | bit(self.ats, 10)
+            | bit(self.ats, 11) // NS1ATS: no split-stage ATS
             | bit(self.asid16, 12)
             | bit(self.msi, 13)
             | bit(self.sev, 14)

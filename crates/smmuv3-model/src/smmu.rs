@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use smmuv3::arch::{Command, Features, IdRegs};
 use smmuv3::platform::PhysAddr;
 
+use crate::atc::Function;
+use crate::ats::Outstanding;
 use crate::config::ConfigCache;
 use crate::fault::{DmaError, Fault, Request};
 use crate::memory::{Memory, Owner, PAGE, PageState, lock};
@@ -13,7 +15,7 @@ use crate::oracle::{Oracle, SmmuReport, StaleAccess};
 use crate::regs::Regs;
 use crate::rng::Rng;
 use crate::setup::{Laziness, ModelSmmuConfig};
-use crate::tlb::Tlb;
+use crate::tlb::{Map, Tlb};
 use crate::walk::{Output, Source};
 
 /// Commands that the log keeps.
@@ -37,10 +39,15 @@ pub enum Sabotage {
     IgnoreTlbiByTag,
     /// TLBI commands with an address leave walk caches alone, as if `Leaf` were 1.
     TreatTlbiAsLeaf,
+    /// TLBI_NH_ALL, the clearing of stage 1 after a change of stage 2. Other commands work.
+    IgnoreNhAll,
     /// CFGI commands.
     IgnoreCfgi,
     /// CMD_SYNC is consumed and signalled, and completes nothing.
     IgnoreSync,
+    /// A CMD_SYNC does so if ATC_INV or TLBI_NH_ALL is next in the queue: those that order the steps of an
+    /// invalidation.
+    IgnoreInnerSync,
     /// ATC_INV.
     IgnoreAtcInv,
 }
@@ -79,6 +86,13 @@ pub(crate) struct Unit {
     pub walks: u64,
     pub atc_pages: u64,
     pub atc_everything: u64,
+    pub atc_to_disabled: u64,
+    pub atc_timeouts: u64,
+    pub ats_requests: u64,
+    pub translated: u64,
+    /// The PCIe functions, by StreamID.
+    pub functions: Map<u32, Function>,
+    pub outstanding: Vec<Outstanding>,
     /// Interrupts to deliver once the lock is free.
     pub irqs: Vec<Irq>,
 }
@@ -121,6 +135,12 @@ impl Smmu {
             walks: 0,
             atc_pages: 0,
             atc_everything: 0,
+            atc_to_disabled: 0,
+            atc_timeouts: 0,
+            ats_requests: 0,
+            translated: 0,
+            functions: Map::default(),
+            outstanding: Vec::new(),
             irqs: Vec::new(),
         };
         if unit.laziness.junk_at_reset {
@@ -160,6 +180,9 @@ impl Smmu {
         self.with(|unit| {
             if unit.commands_per_look.is_some() {
                 unit.look();
+            }
+            if request.ats {
+                return unit.ats_access(request, transfer);
             }
             match unit.translate(request) {
                 Ok(output) => unit.touch(request, &output, transfer),
@@ -209,7 +232,7 @@ impl Unit {
     }
 
     /// The access itself, once it is translated, and the oracle's judgement.
-    fn touch(&mut self, request: &Request, output: &Output, transfer: Transfer<'_>) -> Result<(), DmaError> {
+    pub(crate) fn touch(&mut self, request: &Request, output: &Output, transfer: Transfer<'_>) -> Result<(), DmaError> {
         let Some(before) = self.memory.page(output.pa) else { return Err(DmaError::NoMemory(PhysAddr(output.pa))) };
         let done = match transfer {
             Transfer::Read(buf) => self.memory.read(output.pa, buf),
@@ -219,23 +242,20 @@ impl Unit {
         self.oracle.dma();
         let reused = match output.source {
             // Memory that was given out again after the entry was filled is not what the entry was meant for.
-            Source::Entry { origin, .. } => before.since > origin.filled,
+            Source::Tlb(hit) => before.since > hit.origin.filled,
+            Source::Atc(entry) => entry.from.is_some_and(|hit| before.since > hit.origin.filled),
             Source::Disabled | Source::Bypass => false,
         };
         if before.owner != Owner::Data || reused || after != before {
             self.oracle.stale_dma(|| {
                 let mut history = vec![];
-                if let Source::Entry { tag, origin, junk } = output.source {
-                    let from = if junk { "was in the TLB at reset" } else { "was filled" };
-                    history.push(format!(
-                        "tick {}: the TLB entry ({tag}; {} granule, level {}, {:#x} + {:#x}{}) {from}",
-                        origin.filled,
-                        origin.granule,
-                        origin.level,
-                        origin.base,
-                        1u64 << origin.shift,
-                        if origin.doomed { ", invalidated but not synchronised" } else { "" },
-                    ));
+                match output.source {
+                    Source::Tlb(hit) => history.push(hit.to_string()),
+                    Source::Atc(entry) => {
+                        history.extend(entry.from.map(|hit| hit.to_string()));
+                        history.push(entry.to_string());
+                    }
+                    Source::Disabled | Source::Bypass => {}
                 }
                 history.push(describe(before));
                 if after != before {
@@ -256,7 +276,7 @@ impl Unit {
         if done { Ok(()) } else { Err(DmaError::NoMemory(PhysAddr(output.pa))) }
     }
 
-    fn terminate(&mut self, fault: &Fault, transfer: Transfer<'_>) -> Result<(), DmaError> {
+    pub(crate) fn terminate(&mut self, fault: &Fault, transfer: Transfer<'_>) -> Result<(), DmaError> {
         if let (Some(event), true) = (&fault.event, fault.record) {
             self.record(event);
         }
@@ -277,8 +297,13 @@ impl Unit {
             events_lost: self.events_lost,
             walks: self.walks,
             tlb_entries: self.tlb.len(),
+            atc_entries: self.functions.values().map(Function::len).sum(),
             atc_pages: self.atc_pages,
             atc_everything: self.atc_everything,
+            atc_to_disabled: self.atc_to_disabled,
+            atc_timeouts: self.atc_timeouts,
+            ats_requests: self.ats_requests,
+            translated: self.translated,
         }
     }
 
@@ -287,7 +312,8 @@ impl Unit {
         for counter in [&mut self.syncs, &mut self.events, &mut self.events_lost, &mut self.walks] {
             *counter = 0;
         }
-        (self.atc_pages, self.atc_everything) = (0, 0);
+        (self.atc_pages, self.atc_everything, self.atc_to_disabled) = (0, 0, 0);
+        (self.atc_timeouts, self.ats_requests, self.translated) = (0, 0, 0);
     }
 }
 
@@ -306,7 +332,8 @@ impl std::fmt::Display for Source {
         f.write_str(match self {
             Source::Disabled => "a disabled SMMU",
             Source::Bypass => "a bypass STE",
-            Source::Entry { .. } => "that entry",
+            Source::Tlb(_) => "that entry",
+            Source::Atc(_) => "that entry of its ATC",
         })
     }
 }

@@ -7,7 +7,7 @@
 //! - nothing is evicted before the TLB is full;
 //! - table descriptors of every level are cached as walk-cache entries, and a walk starts at the deepest of them;
 //! - with both stages, a leaf entry combines them (VA to PA), so that an invalidation of stage 2 by IPA does not
-//!   reach it (§4.4.3.1);
+//!   reach it (§4.4.3.1); one that was invalidated is made again at once from what stage 2 is cached as (a prefetch);
 //! - entries are not tagged with the granule or with the table they came from: whoever has the tags, hits.
 //!
 //! An invalidation that was consumed but not synchronised makes its targets *doomed*: they still translate, and what
@@ -66,6 +66,33 @@ pub(crate) struct Origin {
     pub doomed: bool,
 }
 
+/// A leaf entry as others speak of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TlbHit {
+    pub tag: Tag,
+    pub origin: Origin,
+    /// It was there at reset.
+    pub junk: bool,
+}
+
+impl fmt::Display for TlbHit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let origin = &self.origin;
+        write!(
+            f,
+            "tick {}: the TLB entry ({}; {} granule, level {}, {:#x} + {:#x}{}) {}",
+            origin.filled,
+            self.tag,
+            origin.granule,
+            origin.level,
+            origin.base,
+            1u64 << origin.shift,
+            if origin.doomed { ", invalidated but not synchronised" } else { "" },
+            if self.junk { "was in the TLB at reset" } else { "was filled" },
+        )
+    }
+}
+
 /// A leaf entry: `2^chunk` bytes from the input address of its key.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Leaf {
@@ -76,6 +103,8 @@ pub(crate) struct Leaf {
     pub prot2: Prot,
     /// In an entry of both stages, the IPA between.
     pub ipa: u64,
+    /// Of an entry of both stages, the stream that it was made for: StreamID and SubstreamID.
+    pub nested: Option<(u32, Option<u32>)>,
     /// Bits of address that the entry translates: those of the smaller of both stages' leaves.
     pub chunk: u8,
     /// Memory never said so: the entry was there at reset.
@@ -192,6 +221,8 @@ impl Scope {
 
 /// All cached translations of an SMMU.
 pub(crate) struct Tlb {
+    /// What was consumed and is not synchronised.
+    pending: Vec<Scope>,
     leaves: Map<Key, Leaf>,
     tables: Map<Key, Table>,
     /// The sizes (as shifts) of which there are entries, to know which to probe.
@@ -213,6 +244,7 @@ fn bits(mut set: u64) -> impl Iterator<Item = u8> {
 impl Tlb {
     pub(crate) fn new(capacity: usize) -> Self {
         Tlb {
+            pending: Vec::new(),
             leaves: Map::default(),
             tables: Map::default(),
             leaf_shifts: 0,
@@ -295,6 +327,43 @@ impl Tlb {
             }
         }
         self.any_doomed |= any;
+        if any {
+            self.pending.push(*scope);
+        }
+    }
+
+    /// Whether one command that is not synchronised reaches the leaf entries of both origins.
+    pub(crate) fn one_pending_reaches(&self, tag: Tag, origin: &Origin, tag2: Tag, origin2: &Origin) -> bool {
+        let reaches = |scope: &Scope, tag, origin| scope.reaches_tag(tag) && scope.reaches_origin(origin, true);
+        self.pending.iter().any(|scope| reaches(scope, &tag, origin) && reaches(scope, &tag2, origin2))
+    }
+
+    /// Removes the doomed entries of both stages, where stage 2 by itself is still cached; gives what they translated:
+    /// StreamID, SubstreamID, address. What is doomed at stage 2 stays.
+    ///
+    /// Nothing orders these commands among themselves (§4.7.3): the first stage may be first.
+    pub(crate) fn take_nested(&mut self) -> Vec<(u32, Option<u32>, u64)> {
+        if !self.any_doomed {
+            return Vec::new();
+        }
+        let again = |(key, leaf): (&Key, &Leaf)| {
+            let (sid, ssid) = leaf.nested.filter(|_| leaf.origin.doomed)?;
+            let tag2 = Tag { regime: Regime::Stage2, asid: 0, global: None, ..key.tag };
+            self.leaf(tag2, false, leaf.ipa)?;
+            Some((sid, ssid, key.page << key.shift))
+        };
+        let mut taken: Vec<_> = self.leaves.iter().filter_map(again).collect();
+        if !taken.is_empty() {
+            self.leaves.retain(|key, leaf| !leaf.origin.doomed || key.tag.regime == Regime::Stage2);
+            self.tables.retain(|key, table| !table.origin.doomed || key.tag.regime == Regime::Stage2);
+            taken.sort_unstable();
+        }
+        taken
+    }
+
+    /// No invalidation is pending, and what they reached stays.
+    pub(crate) fn forget_pending(&mut self) {
+        self.pending.clear();
     }
 
     /// Removes what `scope` reaches, at once.
@@ -305,6 +374,7 @@ impl Tlb {
 
     /// Removes what is doomed.
     pub(crate) fn purge(&mut self) {
+        self.pending.clear();
         if std::mem::take(&mut self.any_doomed) {
             self.leaves.retain(|_, leaf| !leaf.origin.doomed);
             self.tables.retain(|_, table| !table.origin.doomed);
@@ -328,7 +398,8 @@ impl Tlb {
                 if rng.one_in(2) {
                     let prot = Prot::READ | Prot::WRITE;
                     let origin = origin(Granule::K4, 1, 30);
-                    let leaf = Leaf { origin, pa: page(rng), prot, prot2: prot, ipa: 0, chunk: 30, junk: true };
+                    let leaf =
+                        Leaf { origin, pa: page(rng), prot, prot2: prot, ipa: 0, nested: None, chunk: 30, junk: true };
                     self.insert_leaf(tag, 0, leaf);
                 }
             }

@@ -8,9 +8,11 @@ use smmuv3::arch::{
     StreamWorld,
 };
 
+use crate::atc::AtcEntry;
+use crate::config::FoundSte;
 use crate::fault::{Cause, Fault, Request};
 use crate::smmu::Unit;
-use crate::tlb::{Leaf, Origin, Regime, Table, Tag};
+use crate::tlb::{Leaf, Origin, Regime, Table, Tag, TlbHit};
 
 /// Stage 2 of a stream.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +26,10 @@ pub(crate) struct Stage2 {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
     pub pa: u64,
+    /// What all stages together permit: `READ`, `WRITE`. An ordinary transaction has been checked already.
+    pub prot: Prot,
+    /// Bits of address that what was found translates.
+    pub chunk: u8,
     pub source: Source,
 }
 
@@ -35,7 +41,9 @@ pub(crate) enum Source {
     /// The STE, or `S1DSS`.
     Bypass,
     /// A TLB entry.
-    Entry { tag: Tag, origin: Origin, junk: bool },
+    Tlb(TlbHit),
+    /// An entry of the function's ATC.
+    Atc(AtcEntry),
 }
 
 /// What stage 2 says of an IPA.
@@ -43,6 +51,8 @@ pub(crate) struct Stage2Output {
     pub pa: u64,
     leaf: Leaf,
 }
+
+const RW: Prot = Prot::READ.union(Prot::WRITE);
 
 /// log2 of the bytes that one entry at `level` maps.
 fn level_shift(granule: Granule, level: u8) -> u32 {
@@ -76,10 +86,15 @@ impl Unit {
         if !self.regs.cr0ack.smmuen() {
             return match self.regs.gbpa.abort() {
                 true => Err(Fault { event: None, record: false, quiet: false }),
-                false => Ok(Output { pa: request.iova, source: Source::Disabled }),
+                false => Ok(Output { pa: request.iova, prot: RW, chunk: 12, source: Source::Disabled }),
             };
         }
         let found = self.find_ste(request)?;
+        self.translate_with(request, &found)
+    }
+
+    /// Translates what an STE was found for.
+    pub(crate) fn translate_with(&mut self, request: &Request, found: &FoundSte) -> Result<Output, Fault> {
         let no_substreams = |request: &Request| match request.ssid {
             Some(ssid) => Err(request.config_fault(Event::CBadSubstreamid { sid: request.sid, ssid })),
             None => Ok(()),
@@ -112,7 +127,7 @@ impl Unit {
                 Some(s2) => self.stage2_only(request, &s2),
             };
         };
-        let cached = self.find_cd(request, &found, &s1, s2.as_ref(), index)?;
+        let cached = self.find_cd(request, found, &s1, s2.as_ref(), index)?;
         let Ok(cd) = cached.cd else { return Err(request.config_fault(Event::CBadCd(request.stream()))) };
         let tag = match (s1.world, self.regs.cr2.e2h()) {
             (StreamWorld::El1, _) => Tag { regime: Regime::El1, vmid, asid: cd.asid, global: None },
@@ -146,7 +161,9 @@ impl Unit {
         if request.iova >> self.features.oas.bits() != 0 {
             return Err(request.config_fault(request.stage1_fault(Cause::AddrSize)));
         }
-        Ok(Output { pa: request.iova, source: Source::Bypass })
+        // The span that it holds for is all there is (§13.6.4).
+        let chunk = self.features.oas.bits();
+        Ok(Output { pa: request.iova, prot: RW, chunk, source: Source::Bypass })
     }
 
     fn stage2_only(&mut self, request: &Request, s2: &Stage2) -> Result<Output, Fault> {
@@ -154,8 +171,8 @@ impl Unit {
             return Err(request.config_fault(request.stage1_fault(Cause::AddrSize)));
         }
         let out = self.stage2(request, s2, request.iova, Class::In)?;
-        let source = Source::Entry { tag: s2.tag, origin: out.leaf.origin, junk: out.leaf.junk };
-        Ok(Output { pa: out.pa, source })
+        let source = Source::Tlb(TlbHit { tag: s2.tag, origin: out.leaf.origin, junk: out.leaf.junk });
+        Ok(Output { pa: out.pa, prot: out.leaf.prot & RW, chunk: out.leaf.chunk, source })
     }
 
     fn stage1(
@@ -179,13 +196,15 @@ impl Unit {
             return Err(translation);
         }
         if let Some(leaf) = self.tlb.leaf(tag, cd.private_asid, va).copied() {
-            self.allowed1(request, tag, leaf.prot).then_some(()).ok_or(permission)?;
+            let granted = granted1(tag, leaf.prot);
+            allowed(request, granted).then_some(()).ok_or(permission)?;
             if let Some(s2) = s2 {
                 let ipa = leaf.ipa | va & ((1 << leaf.chunk) - 1);
                 self.allowed2(request, s2, leaf.prot2, Class::In, ipa)?;
             }
             let pa = leaf.pa | va & ((1 << leaf.chunk) - 1);
-            return Ok(Output { pa, source: Source::Entry { tag, origin: leaf.origin, junk: leaf.junk } });
+            let source = Source::Tlb(TlbHit { tag, origin: leaf.origin, junk: leaf.junk });
+            return Ok(Output { pa, prot: granted & leaf.prot2, chunk: leaf.chunk, source });
         }
         let mut walk = match self.cached_table(tag, va) {
             Some(Table { origin, next }) => Walk {
@@ -213,7 +232,7 @@ impl Unit {
             let word = self.fetch(at, Some(request), "stage 1 descriptor");
             let desc = Desc(word.ok_or_else(|| request.walk_abort(false, Class::Tt, at))?);
             let filled = self.memory.tick();
-            let origin = origin(va, walk.granule, walk.level, filled, walk.doomed);
+            let mut origin = origin(va, walk.granule, walk.level, filled, walk.doomed);
             match desc.kind(walk.level, walk.granule) {
                 DescKind::Invalid => return Err(translation),
                 DescKind::Table(next) => {
@@ -229,9 +248,10 @@ impl Unit {
                         return Err(access_flag);
                     }
                     let prot = desc.prot(Stage::S1);
-                    let mut prot2 = Prot::READ | Prot::WRITE;
-                    let mut middle = 0;
-                    let allowed = self.allowed1(request, tag, prot);
+                    let mut prot2 = RW;
+                    let (mut middle, mut nested) = (0, None);
+                    let granted = granted1(tag, prot);
+                    let allowed = allowed(request, granted);
                     if let Some(s2) = s2 {
                         // A stage 1 fault comes before what stage 2 would say (§7.3.22).
                         allowed.then_some(()).ok_or(permission)?;
@@ -241,14 +261,19 @@ impl Unit {
                         pa = out.pa >> chunk << chunk;
                         prot2 = out.leaf.prot;
                         middle = ipa >> chunk << chunk;
+                        nested = Some((request.sid, request.ssid));
+                        // One command that reaches both stages completes for this entry, too.
+                        let stale = &out.leaf.origin;
+                        origin.doomed |= stale.doomed && self.tlb.one_pending_reaches(tag, &origin, s2.tag, stale);
                     }
                     let has_asid = tag.regime != Regime::El2;
                     let tag = if has_asid && !desc.not_global() { tag.global(cd.private_asid) } else { tag };
-                    let leaf = Leaf { origin, pa, prot, prot2, ipa: middle, chunk, junk: false };
+                    let leaf = Leaf { origin, pa, prot, prot2, ipa: middle, nested, chunk, junk: false };
                     self.tlb.insert_leaf(tag, va, leaf);
                     allowed.then_some(()).ok_or(permission)?;
                     let pa = pa | va & ((1 << chunk) - 1);
-                    return Ok(Output { pa, source: Source::Entry { tag, origin, junk: false } });
+                    let source = Source::Tlb(TlbHit { tag, origin, junk: false });
+                    return Ok(Output { pa, prot: granted & prot2, chunk, source });
                 }
             }
         }
@@ -260,15 +285,12 @@ impl Unit {
         self.tlb.table(tag, input, fresh).copied()
     }
 
-    /// Whether stage 1 lets an unprivileged access of the device pass.
-    fn allowed1(&self, request: &Request, tag: Tag, prot: Prot) -> bool {
-        // The EL2 regime has one privilege level only: AP[1] does not matter there.
-        let privileged = prot.contains(Prot::PRIVILEGED) && tag.regime != Regime::El2;
-        !privileged && prot.contains(if request.write { Prot::WRITE } else { Prot::READ })
-    }
-
     /// Whether stage 2 lets an access pass that is made for `class`.
     fn allowed2(&self, request: &Request, s2: &Stage2, prot: Prot, class: Class, ipa: u64) -> Result<(), Fault> {
+        if request.ats && class == Class::In {
+            // The completion says what is permitted.
+            return Ok(());
+        }
         let write = request.write && class == Class::In;
         let allowed = prot.contains(if write { Prot::WRITE } else { Prot::READ })
             // S2PTW: tables in Device memory.
@@ -333,13 +355,28 @@ impl Unit {
                         return Err(fault(Cause::AccessFlag));
                     }
                     let prot = desc.prot(Stage::S2);
-                    let leaf = Leaf { origin, pa, prot, prot2: prot, ipa: 0, chunk, junk: false };
+                    let leaf = Leaf { origin, pa, prot, prot2: prot, ipa: 0, nested: None, chunk, junk: false };
                     self.tlb.insert_leaf(s2.tag, ipa, leaf);
                     self.allowed2(request, s2, prot, class, ipa)?;
                     return Ok(Stage2Output { pa: pa | ipa & ((1 << chunk) - 1), leaf });
                 }
             }
         }
+    }
+}
+
+/// What stage 1 permits to an unprivileged access.
+fn granted1(tag: Tag, prot: Prot) -> Prot {
+    // The EL2 regime has one privilege level only: AP[1] does not matter there.
+    let privileged = prot.contains(Prot::PRIVILEGED) && tag.regime != Regime::El2;
+    if privileged { Prot::empty() } else { prot & RW }
+}
+
+/// Whether stage 1 lets a request pass. A translation request goes on if it may get anything (§3.9.1.2).
+fn allowed(request: &Request, granted: Prot) -> bool {
+    match request.ats {
+        true => !granted.is_empty(),
+        false => granted.contains(if request.write { Prot::WRITE } else { Prot::READ }),
     }
 }
 

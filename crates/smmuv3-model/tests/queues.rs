@@ -10,7 +10,7 @@ use smmuv3::arch::{
     Access, AddrSize, Cd, Class, Command, Desc, Eats, Event, FaultStage, Granule, Ipa, Prot, Stage, Stages, Ste,
     Stream, StreamWorld, SyncSignal, TlbiAddr, TranslationFault,
 };
-use smmuv3::platform::{Iova, Mmio, PhysAddr};
+use smmuv3::platform::{Iova, Mmio, PhysAddr, Platform};
 use smmuv3_model::{DmaError, Irq, Model, ModelConfig, ModelSmmuConfig};
 
 fn gerror(rig: &Rig) -> Gerror {
@@ -87,6 +87,7 @@ fn commands_for_what_the_smmu_does_not_have_are_illegal() {
         }
     }
     let rig = Rig::new();
+    assert!(rig.platform.ats_enable(0, 0, 0));
     s1.iter().chain(&s2).chain(&el2).chain(&ats).for_each(|&command| rig.cmd(command));
     rig.model.report().assert_clean();
     // NUM, SCALE and TTL all zero; and TTL 1, which counts as zero with 16 KiB pages.

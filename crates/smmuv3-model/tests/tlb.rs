@@ -27,6 +27,7 @@ fn unmapped(granule: Granule) -> (Rig, Table, DataPages) {
 /// Whether these commands and a CMD_SYNC suffice to take the page away from the device.
 fn suffice(granule: Granule, commands: &[Command]) -> bool {
     let (rig, _, data) = unmapped(granule);
+    assert!(rig.platform.ats_enable(0, SID, 0));
     commands.iter().for_each(|&command| rig.cmd(command));
     rig.sync();
     match rig.stale_reads(data, IOVA) {

@@ -181,6 +181,7 @@ impl<P: Platform> Iommu<P> {
     fn block(&self, smmu: &Smmu<P>, sid: u32, leaf_added: bool) -> Result<(), QueueError> {
         if leaf_added {
             smmu.run([Command::CfgiSte { sid, leaf: false }])?;
+            smmu.streams.lock().known(sid);
         }
         smmu.abort_stream(sid)
     }

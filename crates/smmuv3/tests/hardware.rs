@@ -43,7 +43,7 @@ fn an_smmu_that_the_driver_cannot_serve_is_refused_by_name() {
     assert!(matches!(error, AddSmmuError::Unsupported(Unsupported::Memory { bits: 40, .. })), "{error}");
     let bad = SmmuOptions { cmdq_log2: 0, ..quick() };
     let error = iommu.add_smmu(model.mmio(0), bad).unwrap_err();
-    assert_eq!(error.to_string(), "cmdq_log2 = 0 is out of its range");
+    assert_eq!(error.to_string(), "cmdq_log2 = 0: must be 1 to 16");
 }
 
 #[test]
@@ -302,7 +302,9 @@ fn a_dead_smmu_makes_unmap_say_that_the_pages_may_still_be_reached() {
     assert_eq!(users, 1);
     drop(domain);
     drop(device);
-    assert!(rig.model.driver_pages() >= tables, "memory that the SMMU may still reach was given back");
+    // The SMMU has confirmed that the device is blocked: its CD table, one page, goes. The domain's tables, of which nobody can be sure,
+    // do not.
+    assert_eq!(rig.model.driver_pages(), tables - 1);
     rig.model.free_data(pages);
     rig.model.report().assert_clean();
 }

@@ -372,3 +372,68 @@ fn vsmmus_give_their_vmid_back_clean_and_streams_belong_to_living_devices() {
     assert!(!vsmmu.unmap_stream(1));
     rig.model.report().assert_clean();
 }
+
+#[test]
+fn a_guest_s_atc_is_flushed_whole_when_the_host_unmaps_and_by_the_guest_s_own_command() {
+    let rig = Rig::new();
+    let parent = rig.domain(Stage::S2);
+    let device = rig.iommu.add_device(&rig.smmu, smmuv3::DeviceConfig::stream(SID).ats()).unwrap();
+    let mut guest = Guest::new(&rig, &parent, 9);
+    let vmid = u32::from(guest.vsmmu.vmid());
+    guest.vsmmu.map_stream(GUEST_SID, &device).unwrap();
+    let mut ste = stage1();
+    let without = guest.vsmmu.nested_domain(&ste).unwrap();
+    ste.0[1] |= 1 << 28;
+    let with = guest.vsmmu.nested_domain(&ste).unwrap();
+    // The guest decides about ATS; the array follows.
+    device.attach_nested(&without).unwrap();
+    assert!(!device.ats());
+    device.attach_nested(&with).unwrap();
+    assert!(device.ats());
+    let entries = [(Kind::S2Vmid, vmid, 1), (Kind::S2VmidS1Clear, vmid, 1), (Kind::AtsFull, SID, 1)];
+    assert_eq!(owed(&parent), entries);
+    let hw = rig.device(SID);
+    let atc_inv = Command::AtcInv { sid: GUEST_SID, ssid: None, global: false, addr: 0x1000, size: 0 };
+    let sync = Command::Sync(SyncSignal::None);
+    // The guest unmaps.
+    hw.ats_write_u64(Iova(0x1000), 1).unwrap();
+    guest.unmap(&rig);
+    guest.vsmmu.invalidate(&[guest.tlbi().encode(), sync.encode(), atc_inv.encode()]).unwrap();
+    assert!(hw.ats_write_u64(Iova(0x1000), 2).is_err());
+    // The host unmaps.
+    guest.map(&rig, GUEST + 4 * PAGE);
+    hw.ats_write_u64(Iova(0x1000), 3).unwrap();
+    rig.model.take_commands(0);
+    parent.unmap(Iova(GUEST + 4 * PAGE), PAGE).unwrap();
+    let names: Vec<_> = rig.model.take_commands(0).iter().map(|command| command.mnemonic()).collect();
+    assert_eq!(names, ["TLBI_S2_IPA", "SYNC", "TLBI_NH_ALL", "SYNC", "ATC_INV", "SYNC"]);
+    rig.model.free_data(guest.memory.pop().unwrap());
+    assert!(hw.ats_write_u64(Iova(0x1000), 4).is_err());
+    // With ATS off, the guest's ATC_INV goes nowhere: the function might never answer.
+    device.attach_nested(&without).unwrap();
+    rig.model.take_commands(0);
+    guest.vsmmu.invalidate(&[atc_inv.encode()]).unwrap();
+    assert_eq!(rig.model.take_commands(0), [sync]);
+    device.detach().unwrap();
+    assert_eq!(owed(&parent), []);
+    rig.model.report().assert_clean();
+}
+
+#[test]
+fn without_the_order_of_stage_2_stage_1_and_atc_the_model_finds_stale_dma() {
+    // A CMD_SYNC between the kinds that completes nothing: the old translation is fetched again.
+    let rig = Rig::new();
+    let parent = rig.domain(Stage::S2);
+    let device = rig.iommu.add_device(&rig.smmu, smmuv3::DeviceConfig::stream(SID).ats()).unwrap();
+    let mut guest = Guest::new(&rig, &parent, 9);
+    let mut ste = stage1();
+    ste.0[1] |= 1 << 28;
+    device.attach_nested(&guest.vsmmu.nested_domain(&ste).unwrap()).unwrap();
+    rig.device(SID).ats_write_u64(Iova(0x1000), 1).unwrap();
+    rig.model.sabotage(0, Sabotage::IgnoreInnerSync);
+    parent.unmap(Iova(GUEST + 4 * PAGE), PAGE).unwrap();
+    rig.model.free_data(guest.memory.pop().unwrap());
+    let _ = rig.device(SID).ats_write_u64(Iova(0x1000), 2);
+    let _ = rig.device(SID).write_u64(Iova(0x1000), 2);
+    assert!(rig.model.report().stale_dma > 0);
+}

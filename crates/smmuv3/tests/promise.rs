@@ -199,7 +199,8 @@ fn an_unmap_costs_one_command_one_sync_and_one_wait_and_nothing_without_devices(
     device.attach(&domain).unwrap();
     assert_eq!(cost(1), (1, vec!["TLBI_NH_VA", "SYNC"]));
     assert_eq!(cost(512), (1, vec!["TLBI_NH_VA", "SYNC"]));
-    assert_eq!(domain.unmap(IOVA, PAGE).unwrap().wait_rounds, 0, "nothing was mapped, nothing is invalidated");
+    // Where nothing is mapped it is invalidated all the same: another call may have unmapped it and not be through.
+    assert_eq!(domain.unmap(IOVA, PAGE).unwrap().wait_rounds, 1);
     device.detach().unwrap();
     assert_eq!(cost(1), (0, vec![]));
     rig.model.report().assert_clean();

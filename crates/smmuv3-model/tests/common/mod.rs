@@ -221,6 +221,31 @@ impl Rig {
         self.cmd_sync(Command::CfgiSte { sid, leaf: true });
     }
 
+    /// Attaches `sid` with full ATS to stages whose tags are `vmid` and what the CD says, and turns ATS on.
+    pub fn attach_ats(&self, sid: u32, vmid: u16, stages: Stages) {
+        self.ste(sid, Ste::Translate { vmid, eats: Eats::Full, stages });
+        self.cmd_sync(Command::CfgiSte { sid, leaf: true });
+        assert!(self.platform.ats_enable(0, sid, 0));
+    }
+
+    /// The stage 1 half of an STE with one CD for `table`.
+    pub fn one_cd(&self, table: &Table, asid: u16) -> SteStage1 {
+        let cd = self.alloc(64);
+        self.words(cd.0, raw_cd(table, asid).0);
+        stage1(cd, StreamWorld::El1)
+    }
+
+    pub fn atschk(&self, on: bool) {
+        self.cr0(|cr0| cr0.with_atschk(on));
+    }
+
+    /// Maps RAM at its own addresses in a stage 2 table, for the structures of stage 1.
+    pub fn map_ram(&self, s2: &Table) {
+        for addr in (0x8000_0000..0x8100_0000u64).step_by(2 << 20) {
+            self.map(s2, addr, PhysAddr(addr), 2, RW);
+        }
+    }
+
     pub fn device(&self) -> Device {
         self.model.device(0, SID)
     }

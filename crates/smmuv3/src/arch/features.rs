@@ -212,6 +212,11 @@ impl Features {
         self.granules[granule as usize]
     }
 
+    /// The smallest granule that there is; `None` if there is none.
+    pub fn smallest_granule(&self) -> Option<Granule> {
+        [Granule::K4, Granule::K16, Granule::K64].into_iter().find(|granule| self.granule(*granule))
+    }
+
     /// The output address size that the driver uses: the implemented one, at most 48 bits.
     pub fn used_oas(&self) -> AddrSize {
         self.oas.min(AddrSize::B48)

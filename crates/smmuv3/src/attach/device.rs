@@ -130,12 +130,14 @@ impl<P: Platform> Device<P> {
 
     /// Lets the device's accesses without a PASID pass untranslated. Allocates nothing.
     pub fn attach_identity(&self) -> Result<(), Unconfirmed> {
+        self.0.state.lock().check()?;
         self.0.leave_to(Rid::Identity)
     }
 
     /// Detaches the device: every access without a PASID is aborted. Needs no memory.
     ///
-    /// An error says that the SMMU did not confirm it: the device may still reach the domain's pages.
+    /// An error says that the SMMU did not confirm it: the device may still reach the domain's pages. It may be called again. A broken device stays
+    /// broken, but once this returns `Ok` it reaches nothing.
     pub fn detach(&self) -> Result<(), Unconfirmed> {
         self.0.leave_to(Rid::Blocked)
     }
@@ -200,18 +202,22 @@ impl<P: Platform> DeviceInner<P> {
         };
         let tag = prepared.tag();
         let (keys, superseded) = self.publish(&owner, prepared);
+        let superseded = self.before_ats(ats, superseded);
 
         let written = self.write_rid(&state, &to, tag, ats, !state.pasids.is_empty());
         // What the device remembers of where it was must go before that domain forgets the device.
         let settled = written.and_then(|()| if ats && was_on { self.flush_atc(None) } else { Ok(()) });
-        self.change_over(&mut state, settled, to, keys, was_on && !ats, Some(superseded))?;
+        self.change_over(&mut state, settled, to, keys, was_on && !ats, superseded)?;
         Ok(())
     }
 
     pub(super) fn leave_to(&self, to: Rid<P>) -> Result<(), Unconfirmed> {
         let _turn = self.fleet.attach.lock();
         let mut state = self.state.lock();
-        state.check()?;
+        if let Some(unconfirmed) = state.broken {
+            // All that can be done for a broken device is to block it, and that is tried each time.
+            return self.abort_streams().map_err(|cause| Unconfirmed { cause, ..unconfirmed });
+        }
         let was_on = self.ats_on.load(Ordering::Relaxed);
         let pasids = !state.pasids.is_empty();
         let ats = was_on && self.wants_ats(&to, pasids);
@@ -261,6 +267,18 @@ impl<P: Platform> DeviceInner<P> {
         Ok(())
     }
 
+    /// Between publishing entries for an ATC and letting the device fill it, everybody who is still working with the old array must be through.
+    ///
+    /// Without ATS the order of publication and the first walk is enough. But a device that joins others under a tag need not walk: its translation
+    /// request may hit a TLB entry that a thread with the old array is about to invalidate. Nobody would tell the device's ATC.
+    pub(super) fn before_ats(&self, ats: bool, superseded: Retired<InvArray>) -> Option<Retired<InvArray>> {
+        if !ats {
+            return Some(superseded);
+        }
+        Retired::free(&self.fleet.rcu, [Some(superseded)]);
+        None
+    }
+
     /// Waits until nobody sends ATC_INV because of `keys` any more, and frees superseded arrays.
     pub(super) fn grace(&self, keys: &[Key], superseded: [Option<Retired<InvArray>>; 2]) {
         let any_superseded = superseded.iter().any(Option::is_some);
@@ -280,7 +298,7 @@ impl<P: Platform> DeviceInner<P> {
         let sid = self.sids.first().copied().unwrap_or(0);
         let unconfirmed = Unconfirmed { smmu: self.smmu.id, sid, cause };
         // An SMMU that comes back to life shall find the device blocked. Whether it has seen it, nobody can know now.
-        let _ = self.write_stes(Ste::Abort);
+        let _ = self.abort_streams();
         owners.for_each(|owner| owner.keep_forever());
         state.broken = Some(unconfirmed);
         unconfirmed
@@ -419,7 +437,9 @@ impl<P: Platform> State<P> {
 impl<P: Platform> Drop for Device<P> {
     fn drop(&mut self) {
         let device = &*self.0;
-        let detached = device.detach_all_pasids().and_then(|()| device.leave_to(Rid::Blocked));
+        // A device that breaks here is blocked as a whole by the second step.
+        let _ = device.detach_all_pasids();
+        let detached = device.leave_to(Rid::Blocked);
         let _turn = device.fleet.attach.lock();
         let gone = detached.is_ok() && device.write_stes(Ste::Invalid).is_ok();
         device.gone.store(true, Ordering::Release);

@@ -2,7 +2,8 @@
 //!
 //! 1. Decide ATS, and turn it on in the device if it goes on: while the STE says no, the device gets no translation.
 //! 2. Merge the device's entries into the new domain's array. Everything that may fail for want of memory happens up to here, and leaves no trace.
-//! 3. Publish the merged array: from now on both domains invalidate for the device.
+//! 3. Publish the merged array: from now on both domains invalidate for the device. With ATS, a grace period: the device's ATC must not be filled
+//!    from a TLB entry that a thread with the old array is still invalidating.
 //! 4. Write CD and STE, CFGI, SYNC: the device changes over.
 //! 5. Settle the ATC. If ATS stays on, what the device remembers of the old domain is flushed.
 //! 6. Unref the device's entries from the old domain's array. Where that was the last user of a tag, the tag is flushed before

@@ -109,6 +109,8 @@ impl<P: Platform> DeviceInner<P> {
             sva.users.lock().extend([this.clone()]);
         }
 
+        let superseded = self_.before_ats(ats, superseded);
+
         let cd = stage1_cd(&shape, root, mair, tag).encode();
         let written = self_.write_cd(state, pasid, cd, !leaf_added).and_then(|()| match state.rid {
             // The STE pointed to no CDs so far, or did not allow ATS.
@@ -120,7 +122,7 @@ impl<P: Platform> DeviceInner<P> {
             let owners = [Some(owner), state.rid.owner()];
             self_.give_up(state, cause, owners.into_iter().flatten()).into()
         });
-        self_.grace(&[], [Some(superseded), None]);
+        self_.grace(&[], [superseded, None]);
         result
     }
 

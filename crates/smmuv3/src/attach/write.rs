@@ -77,16 +77,26 @@ impl<P: Platform> DeviceInner<P> {
         Ste::Translate { vmid: 0, eats, stages: Stages::S1(s1) }
     }
 
-    /// Brings the STEs of all the device's streams to `ste`.
+    /// Brings the STEs of all the device's streams to `ste`: of all, also where it fails for some. The first error is returned.
     pub(super) fn write_stes(&self, ste: Ste) -> Result<(), QueueError> {
         let streams = self.smmu.streams.lock();
+        let mut result = Ok(());
         for &sid in &self.sids {
             if let Some(words) = streams.ste(sid) {
                 let sync = || self.smmu.run([Command::CfgiSte { sid, leaf: true }]);
-                table::write(&self.fleet.platform, words, ste.encode(), sync)?;
+                result = result.and(table::write(&self.fleet.platform, words, ste.encode(), sync).map(|_| ()));
             }
         }
-        Ok(())
+        result
+    }
+
+    /// Makes all the device's streams abort, whatever their STEs say and whatever the SMMU has seen of them.
+    pub(super) fn abort_streams(&self) -> Result<(), QueueError> {
+        let mut result = Ok(());
+        for &sid in &self.sids {
+            result = result.and(self.smmu.abort_stream(sid));
+        }
+        result
     }
 
     /// Brings the CD of `ssid` to `cd`. `leaf` is false where the level 1 descriptor above it is new.

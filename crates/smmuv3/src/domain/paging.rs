@@ -37,6 +37,14 @@ pub enum DomainError {
     /// No memory.
     #[error("out of memory")]
     NoMemory,
+    /// The platform's memory, in which the table itself would lie, is beyond the output size.
+    #[error("memory up to {end:#x} is beyond the domain's {bits} output address bits")]
+    Memory {
+        /// The first address behind the platform's memory.
+        end: u64,
+        /// Output bits.
+        bits: u8,
+    },
 }
 
 /// A translation table that devices can be attached to. Cheap to clone; all clones are the same domain.
@@ -54,6 +62,11 @@ pub(crate) struct Paging<P: Platform> {
 impl<P: Platform> PagingDomain<P> {
     pub(crate) fn new(fleet: &Shared<Fleet<P>>, stage: Stage, geometry: Geometry) -> Result<Self, DomainError> {
         let shape = Shape::new(stage, geometry.granule, geometry.input_bits, geometry.output_size)?;
+        let window = fleet.platform.window();
+        let (end, bits) = (window.base().0.saturating_add(window.size()), shape.output_size().bits());
+        if end > 1 << bits {
+            return Err(DomainError::Memory { end, bits });
+        }
         let no_memory = |_| DomainError::NoMemory;
         let table = PageTable::new(&fleet.platform, shape).ok_or(DomainError::NoMemory)?;
         let invs = Published::try_new(InvArray::empty(), fleet.rcu.clone()).map_err(no_memory)?;
@@ -87,10 +100,13 @@ impl<P: Platform> fmt::Debug for PagingDomain<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shape = self.0.table.shape();
         write!(f, "PagingDomain({}, {}, {} input bits; owes [", shape.stage(), shape.granule(), shape.input_bits())?;
-        let loaded = self.0.invs.load();
-        for (index, (key, users)) in loaded.live().enumerate() {
-            write!(f, "{}{key:?} ×{users}", if index == 0 { "" } else { ", " })?;
-        }
+        let mut separator = "";
+        let mut result = Ok(());
+        self.owed(|Owed { key, users }| {
+            result = result.and_then(|()| write!(f, "{separator}{key:?} ×{users}"));
+            separator = ", ";
+        });
+        result?;
         f.write_str("])")
     }
 }

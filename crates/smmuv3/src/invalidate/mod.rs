@@ -185,7 +185,8 @@ impl<P: Platform> PagingDomain<P> {
     /// Takes `len` bytes at `iova` away from all devices; holes are passed over. **When it returns `Ok`, no device can reach
     /// them any more.**
     ///
-    /// Both are multiples of the granule. Takes no lock of the domain; with no device attached it waits for nothing.
+    /// Both are multiples of the granule. Takes no lock of the domain; with no device attached it waits for nothing. After an error it
+    /// may be called again for the same range, and again makes sure of all of it.
     pub fn unmap(&self, iova: Iova, len: u64) -> Result<UnmapReport, UnmapError> {
         self.0.check_range(iova, len)?;
         self.0.unmap(iova, len)
@@ -232,11 +233,10 @@ impl<P: Platform> Paging<P> {
         // This section keeps the tables that are walked here; the invalidation enters its own, after the descriptors changed.
         let section = self.fleet.rcu.enter();
         let found = self.table.unmap(iova, len).map_err(|(iova, size)| UnmapError::PartOfBlock { iova, size })?;
-        if found.bytes == 0 && found.tables.is_empty() {
-            return Ok(UnmapReport::default());
-        }
+        // Also where this call found nothing: another may have cleared the descriptors and not have completed its invalidation, or
+        // its invalidation may have failed. It may have taken out tables, too, so only a call that found everything knows what was there.
         let granule = self.table.shape().granule();
-        let leaf = found.tables.is_empty();
+        let leaf = found.tables.is_empty() && found.bytes == len;
         let change = Change::Range {
             first: iova.0,
             last: iova.0 + (len - 1),
@@ -261,11 +261,18 @@ impl<P: Platform> Paging<P> {
         }
     }
 
-    /// Frees tables whose invalidation has completed, once no thread is in them any more.
+    /// Frees tables whose invalidation has completed, once no thread is in them any more. Does not wait for that: this may be an
+    /// interrupt handler that interrupted such a thread. What cannot be freed now is parked for the next call.
     fn free_tables(&self, tables: DeadTables) {
-        if !tables.is_empty() {
-            self.fleet.rcu.synchronize();
-            self.table.free(tables);
+        if tables.is_empty() {
+            return;
+        }
+        self.table.park(tables);
+        let parked = self.table.take_parked();
+        if self.fleet.rcu.try_synchronize() {
+            self.table.free(parked);
+        } else {
+            self.table.park(parked);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Tables that were taken out and wait to be freed: a list through their own first words.
 
 use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::{Acquire, Release};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::{DEAD, PageTable};
 use crate::platform::{PhysAddr, Platform};
@@ -33,10 +33,40 @@ impl DeadTables {
 impl<P: Platform> PageTable<P> {
     /// Frees the tables. Their invalidation has completed, and a grace period has passed since.
     pub(crate) fn free(&self, mut tables: DeadTables) {
-        while tables.head != 0 {
-            let table = PhysAddr(tables.head);
-            tables.head = self.table(table).first().map_or(0, |first| first.load(Acquire) & !DEAD);
-            self.free_table(table);
+        while let Some(table) = self.pop(&mut tables) {
+            if !self.start.is_kept() {
+                self.free_table(table);
+            }
         }
+    }
+
+    /// Puts tables aside whose invalidation has completed.
+    pub(crate) fn park(&self, mut tables: DeadTables) {
+        while let Some(table) = self.pop(&mut tables) {
+            let Some(first) = self.table(table).first() else { return };
+            let mut head = self.parked.load(Relaxed);
+            loop {
+                first.store(head | DEAD, Relaxed);
+                // Release: the link comes before the table. Partner: the Acquire in `take_parked`.
+                match self.parked.compare_exchange_weak(head, table.0, Release, Relaxed) {
+                    Ok(_) => break,
+                    Err(now) => head = now,
+                }
+            }
+        }
+    }
+
+    /// Takes all tables that were put aside.
+    pub(crate) fn take_parked(&self) -> DeadTables {
+        DeadTables { head: self.parked.swap(0, Acquire) }
+    }
+
+    fn pop(&self, tables: &mut DeadTables) -> Option<PhysAddr> {
+        let table = PhysAddr(tables.head);
+        if table.0 == 0 {
+            return None;
+        }
+        tables.head = self.table(table).first().map_or(0, |first| first.load(Acquire) & !DEAD);
+        Some(table)
     }
 }

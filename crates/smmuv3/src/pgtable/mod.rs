@@ -36,6 +36,8 @@ pub(crate) struct PageTable<P: Platform> {
     platform: P,
     shape: Shape,
     start: DmaBox<P>,
+    /// Tables that were taken out and invalidated, but could not be freed yet.
+    parked: AtomicU64,
 }
 
 /// What stands in an entry.
@@ -51,7 +53,7 @@ impl<P: Platform> PageTable<P> {
     /// An empty table. `None`: no memory.
     pub(crate) fn new(platform: &P, shape: Shape) -> Option<Self> {
         let start = DmaBox::new(platform, shape.start_size(), shape.start_size())?;
-        Some(PageTable { platform: platform.clone(), shape, start })
+        Some(PageTable { platform: platform.clone(), shape, start, parked: AtomicU64::new(0) })
     }
 
     pub(crate) fn shape(&self) -> &Shape {
@@ -128,6 +130,8 @@ impl<P: Platform> Drop for PageTable<P> {
     /// Frees all tables. No SMMU reaches them any more, or [`PageTable::keep_forever`] was called.
     fn drop(&mut self) {
         if !self.start.is_kept() {
+            let parked = self.take_parked();
+            self.free(parked);
             self.free_below(self.start.words(), self.shape.start_level());
         }
     }

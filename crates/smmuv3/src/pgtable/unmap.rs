@@ -51,14 +51,13 @@ impl<P: Platform> PageTable<P> {
             let Some(entry) = table.get(self.shape.index(at, level)) else { return };
             let next = (at & !(size - 1)) + size;
             let whole = at & (size - 1) == 0 && end - at >= size;
-            match self.slot(entry.load(Acquire), level) {
-                Slot::Leaf(_) if whole => {
-                    // Whatever was there at the moment of the swap is what is unmapped.
-                    let old = entry.swap(0, AcqRel);
-                    self.unlinked(old, level, size, found);
-                }
-                Slot::Table(_) if whole => {
-                    let old = entry.swap(0, AcqRel);
+            let old = entry.load(Acquire);
+            match self.slot(old, level) {
+                Slot::Leaf(_) | Slot::Table(_) if whole => {
+                    // Only what was seen is taken out: the table may be dead by now, and its words another's.
+                    if entry.compare_exchange(old, 0, AcqRel, Acquire).is_err() {
+                        continue;
+                    }
                     self.unlinked(old, level, size, found);
                 }
                 Slot::Table(table) => self.unmap_in(self.table(table), level + 1, at, end.min(next), found),

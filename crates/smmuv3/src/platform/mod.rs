@@ -75,8 +75,9 @@ pub trait Mmio: Send + Sync {
 pub trait Platform: Clone + Send + Sync + 'static {
     /// How this host reaches the registers of an SMMU.
     type Mmio: Mmio;
-    /// The lock behind the driver's few mutexes. Attach, detach and the fault path take them; interrupt
-    /// handlers must not call those, or the lock must mask interrupts.
+    /// The lock behind the driver's few mutexes. Every call that may speak to an SMMU takes one for a short time: unmap (the command queue), attach and
+    /// detach, taking events and errors. Where interrupt handlers make such calls, the lock must mask interrupts. Attach and detach also
+    /// wait, and are not for interrupt handlers at all.
     type RawMutex: lock_api::RawMutex + Send + Sync;
 
     /// The window that all DMA memory lies in. Always the same one.

@@ -46,6 +46,8 @@ struct State {
     prod: u64,
     cons: u64,
     failures: ArrayVec<(u64, CmdqError), MAX_FAILURES>,
+    /// The last to wait for space waited in vain, and the SMMU has consumed nothing since: nobody else waits for space.
+    stuck: bool,
     /// Failures below this position are no longer remembered: who submitted anything below it is told that it failed.
     forgotten: u64,
 }
@@ -63,6 +65,8 @@ pub(crate) struct Submission<'a, P: Platform> {
     queue: &'a CommandQueue<P>,
     mmio: &'a P::Mmio,
     state: &'a mut State,
+    /// For all the waiting of this submission together.
+    deadline: Option<Deadline>,
     result: Result<(), QueueError>,
 }
 
@@ -76,11 +80,12 @@ impl<P: Platform> Submission<'_, P> {
         if self.state.prod - self.state.cons == queue.size() {
             // What fills the queue must be announced before waiting for its consumption.
             queue.announce(self.mmio, self.state);
-            let deadline = Deadline::after(&queue.platform, queue.timeout_ns);
+            let deadline = self.deadline.get_or_insert_with(|| Deadline::after(&queue.platform, queue.timeout_ns));
             if !deadline.wait(&queue.platform, || {
                 queue.refresh(self.mmio, self.state);
                 self.state.prod - self.state.cons < queue.size()
             }) {
+                self.state.stuck = true;
                 self.result = Err(QueueError::Timeout);
                 return;
             }
@@ -99,7 +104,7 @@ impl<P: Platform> CommandQueue<P> {
             entries: DmaBox::new(platform, size, size)?,
             log2,
             timeout_ns,
-            state: Mutex::new(State { prod: 0, cons: 0, failures: ArrayVec::new(), forgotten: 0 }),
+            state: Mutex::new(State { prod: 0, cons: 0, failures: ArrayVec::new(), stuck: false, forgotten: 0 }),
         })
     }
 
@@ -122,7 +127,7 @@ impl<P: Platform> CommandQueue<P> {
     ) -> Result<Ticket, QueueError> {
         let mut state = self.state.lock();
         let start = state.prod;
-        let mut submission = Submission { queue: self, mmio, state: &mut state, result: Ok(()) };
+        let mut submission = Submission { queue: self, mmio, state: &mut state, deadline: None, result: Ok(()) };
         fill(&mut submission);
         submission.push(Command::Sync(SyncSignal::None));
         let result = submission.result;
@@ -200,7 +205,10 @@ impl<P: Platform> CommandQueue<P> {
         // Distance between PROD and CONS. What cannot be is taken for no progress.
         let pending = state.prod.wrapping_sub(u64::from(cons.rd().value())) & self.mask();
         if pending <= state.prod - state.cons {
+            state.stuck &= state.cons == state.prod - pending;
             state.cons = state.prod - pending;
+            // What the SMMU did before comes before what the caller does next.
+            self.platform.read_barrier();
         }
         if CmdqError::from(cons.err()) == CmdqError::None {
             return;
@@ -211,8 +219,12 @@ impl<P: Platform> CommandQueue<P> {
         if !(gerror ^ gerrorn).contains(Gerror::CMDQ_ERR) || state.cons == state.prod {
             return;
         }
-        // Read again: the error may be younger than the first read.
-        let cons = CmdqCons::new_with_raw_value(mmio.read32(offset::CMDQ_CONS));
+        // Read again: the error may be younger than the first read. And nothing of an SMMU that went away meanwhile counts.
+        let raw = mmio.read32(offset::CMDQ_CONS);
+        if [raw, gerror.bits(), gerrorn.bits()].contains(&GONE) {
+            return;
+        }
+        let cons = CmdqCons::new_with_raw_value(raw);
         let pending = state.prod.wrapping_sub(u64::from(cons.rd().value())) & self.mask();
         if pending == 0 || pending > state.prod - state.cons {
             return;

@@ -16,7 +16,7 @@ mod cell;
 
 pub(crate) use cell::{Loaded, Published, Retired};
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering, fence};
 use crossbeam_utils::CachePadded;
 use lock_api::Mutex;
 
@@ -55,13 +55,15 @@ impl<P: Platform> Rcu<P> {
 
     /// Enters a read section.
     ///
-    /// The full barrier after counting orders every access of the section, and every earlier one of this CPU, against
-    /// the barriers in [`synchronize`](Self::synchronize). It is barrier (A) of the publication protocol as well: a
+    /// The fence after counting orders every access of the section, and every earlier one of this CPU, against the fences in
+    /// [`synchronize`](Self::synchronize). The platform's full barrier is barrier (A) of the publication protocol: a
     /// descriptor that was changed before entering is visible to the SMMU before the array is loaded.
     pub(crate) fn enter(&self) -> ReadGuard<'_> {
         let shard = &self.shards[self.platform.cpu_hint() % SHARDS];
         let set = self.set.load(Ordering::Relaxed) & 1;
         shard.entered[set].fetch_add(1, Ordering::Relaxed);
+        // What memory safety rests on must not depend on the platform: the fence orders CPUs, the platform's barrier also the SMMU.
+        fence(Ordering::SeqCst);
         self.platform.full_barrier();
         ReadGuard { left: &shard.left[set] }
     }
@@ -71,20 +73,40 @@ impl<P: Platform> Rcu<P> {
     /// Not to be called inside a read section: it would wait for itself.
     pub(crate) fn synchronize(&self) {
         let _turn = self.turn.lock();
-        // What the caller unpublished comes before the look at the counters. Partner: the barrier in `enter`: either the reader sees it
+        self.wait_for_readers(u32::MAX);
+    }
+
+    /// The same, without waiting for long. False if a reader stayed, or if somebody else is waiting: then nothing is known. May be called
+    /// anywhere, also inside a read section or in an interrupt handler that interrupted one.
+    pub(crate) fn try_synchronize(&self) -> bool {
+        const LOOKS: u32 = 64;
+        self.turn.try_lock().is_some_and(|_turn| self.wait_for_readers(LOOKS))
+    }
+
+    /// Looks at each set up to `looks` times, without end if that is `u32::MAX`. The caller holds `turn`.
+    fn wait_for_readers(&self, looks: u32) -> bool {
+        // What the caller unpublished comes before the look at the counters. Partner: the fence in `enter`: either the reader sees it
         // unpublished, or its count is seen here.
-        self.platform.full_barrier();
+        fence(Ordering::SeqCst);
         for _ in 0..2 {
             let set = self.set.load(Ordering::Relaxed) & 1;
             // New readers count elsewhere, so that this set drains however many come.
             self.set.store(set ^ 1, Ordering::Relaxed);
-            self.platform.full_barrier();
+            fence(Ordering::SeqCst);
+            let mut left = looks;
             while !self.drained(set) {
+                if left == 0 {
+                    return false;
+                }
+                if looks != u32::MAX {
+                    left -= 1;
+                }
                 self.platform.relax();
             }
         }
         // What the readers did comes before what the caller does next. Partner: the Release in `ReadGuard::drop`.
-        self.platform.full_barrier();
+        fence(Ordering::SeqCst);
+        true
     }
 
     /// Whether as many readers left as entered. Leaves are summed first: a reader that comes or goes between the sums
@@ -94,7 +116,7 @@ impl<P: Platform> Rcu<P> {
             self.shards.iter().fold(0usize, |sum, shard| sum.wrapping_add(pick(shard)[set].load(Ordering::Acquire)))
         };
         let left = sum(|shard| &shard.left);
-        self.platform.full_barrier();
+        fence(Ordering::SeqCst);
         left == sum(|shard| &shard.entered)
     }
 }

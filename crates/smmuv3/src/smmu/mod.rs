@@ -51,15 +51,13 @@ pub struct SmmuOptions {
     pub eventq_log2: u8,
     /// Raise the wired interrupts for events and global errors. Default off: the host polls.
     pub interrupts: bool,
-    /// The system's smallest translation unit for ATS: `4096 << ats_stu` bytes, 0 to 20. Default 0.
-    pub ats_stu: u8,
     /// How long to wait for the SMMU to do anything, in nanoseconds. Default one second.
     pub timeout_ns: u64,
 }
 
 impl Default for SmmuOptions {
     fn default() -> Self {
-        SmmuOptions { cmdq_log2: 8, eventq_log2: 7, interrupts: false, ats_stu: 0, timeout_ns: 1_000_000_000 }
+        SmmuOptions { cmdq_log2: 8, eventq_log2: 7, interrupts: false, timeout_ns: 1_000_000_000 }
     }
 }
 
@@ -70,7 +68,7 @@ pub enum AddSmmuError {
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
     /// An option is out of its range.
-    #[error("{name} = {value} is out of its range")]
+    #[error("{name} = {value}: must be 1 to 16")]
     BadOption {
         /// The option.
         name: &'static str,
@@ -104,6 +102,7 @@ pub(crate) struct Smmu<P: Platform> {
     pub(crate) streams: Mutex<P::RawMutex, StreamTable<P>>,
     pub(crate) asids: Mutex<P::RawMutex, Tags>,
     pub(crate) vmids: Mutex<P::RawMutex, Tags>,
+    /// The smallest translation unit of devices with ATS, `4096 << ats_stu` bytes: that of the smallest granule (§3.9.1).
     pub(crate) ats_stu: u8,
     /// Devices behind it, the broken ones among them. Changed under the attach mutex.
     pub(crate) devices: AtomicUsize,
@@ -126,12 +125,16 @@ impl<P: Platform> Smmu<P> {
         self.commands.wait(&self.mmio, ticket)
     }
 
-    /// Makes the STE of a stream abort, and waits until the SMMU has seen it.
+    /// Makes the STE of a stream abort, and waits until the SMMU has seen it. Memory may say so already while the SMMU has not seen it:
+    /// it is told in any case.
     pub(crate) fn abort_stream(&self, sid: u32) -> Result<(), QueueError> {
         let streams = self.streams.lock();
         if let Some(words) = streams.ste(sid) {
+            // The words first, all of them, even if the SMMU does not answer in between.
             let sync = || self.run([Command::CfgiSte { sid, leaf: true }]);
-            table::write(&self.platform, words, Ste::Abort.encode(), sync)?;
+            let _ = table::write(&self.platform, words, Ste::Abort.encode(), sync);
+            let _ = table::write(&self.platform, words, Ste::Abort.encode(), || Ok::<(), ()>(()));
+            sync()?;
         }
         Ok(())
     }

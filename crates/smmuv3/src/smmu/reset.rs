@@ -91,18 +91,16 @@ fn probe<M: Mmio>(mmio: &M) -> Result<Features, Unsupported> {
 impl<P: Platform> Smmu<P> {
     /// Probes and resets the SMMU behind `mmio`.
     ///
-    /// If that fails, the SMMU is left aborting all traffic, with translation and queues off. If even that is not acknowledged, memory
-    /// that it may still use is never given back.
+    /// An SMMU that is refused for what it is, is left alone. If anything else fails, it is left aborting all traffic, with translation and queues off;
+    /// if even that is not acknowledged, memory that it may still use is never given back.
     pub(crate) fn new(platform: &P, mmio: P::Mmio, id: SmmuId, options: SmmuOptions) -> Result<Self, AddSmmuError> {
         for (name, value) in [("cmdq_log2", options.cmdq_log2), ("eventq_log2", options.eventq_log2)] {
             if !(1..=16).contains(&value) {
                 return Err(AddSmmuError::BadOption { name, value });
             }
         }
-        if options.ats_stu > 20 {
-            return Err(AddSmmuError::BadOption { name: "ats_stu", value: options.ats_stu });
-        }
         let features = probe(&mmio)?;
+        stop(platform, &mmio, options.timeout_ns)?;
         let none = AddSmmuError::NoMemory;
         let cmdq_log2 = options.cmdq_log2.min(features.cmdq_log2);
         let eventq_log2 = options.eventq_log2.min(features.eventq_log2);
@@ -115,7 +113,7 @@ impl<P: Platform> Smmu<P> {
             vmids: Mutex::new(Tags::new(features.vmid_bits).ok_or(none)?),
             commands: CommandQueue::new(platform, cmdq_log2, options.timeout_ns).ok_or(none)?,
             events: Mutex::new(EventQueue::new(platform, eventq_log2).ok_or(none)?),
-            ats_stu: options.ats_stu,
+            ats_stu: features.smallest_granule().map_or(0, |granule| granule.shift() as u8 - 12),
             devices: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
             platform: platform.clone(),
@@ -131,19 +129,7 @@ impl<P: Platform> Smmu<P> {
         Ok(smmu)
     }
 
-    /// Aborts all traffic and turns everything off.
-    fn stop(&self) -> Result<(), AddSmmuError> {
-        // Abort first: between the end of translation and the next beginning nothing may pass untranslated.
-        self.wait_for("GBPA", 0, || !Gbpa::new_with_raw_value(self.mmio.read32(offset::GBPA)).update())?;
-        let gbpa = Gbpa::default().with_shcfg(u2::new(1)).with_abort(true).with_update(true);
-        self.mmio.write32(offset::GBPA, gbpa.raw_value());
-        self.wait_for("GBPA", gbpa.raw_value(), || !Gbpa::new_with_raw_value(self.mmio.read32(offset::GBPA)).update())?;
-        self.set_irqs(IrqCtrl::default())?;
-        self.set_cr0(Cr0::default())
-    }
-
     fn reset(&self, interrupts: bool) -> Result<(), AddSmmuError> {
-        self.stop()?;
         let mmio = &self.mmio;
         // Tables and queues lie in write-back, inner shareable memory.
         let (wb, inner) = (u2::new(1), u2::new(3));
@@ -186,21 +172,57 @@ impl<P: Platform> Smmu<P> {
     fn set_cr0(&self, cr0: Cr0) -> Result<(), AddSmmuError> {
         // What the SMMU will use from now on comes before the switch.
         self.platform.write_barrier();
-        self.mmio.write32(offset::CR0, cr0.raw_value());
-        self.wait_for("CR0", cr0.raw_value(), || self.mmio.read32(offset::CR0ACK) == cr0.raw_value())
+        set_cr0(&self.platform, &self.mmio, self.timeout_ns, cr0)
     }
 
     fn set_irqs(&self, irqs: IrqCtrl) -> Result<(), AddSmmuError> {
-        self.mmio.write32(offset::IRQ_CTRL, irqs.raw_value());
-        self.wait_for("IRQ_CTRL", irqs.raw_value(), || self.mmio.read32(offset::IRQ_CTRLACK) == irqs.raw_value())
+        set_irqs(&self.platform, &self.mmio, self.timeout_ns, irqs)
     }
+}
 
-    fn wait_for(&self, register: &'static str, value: u32, done: impl FnMut() -> bool) -> Result<(), AddSmmuError> {
-        if Deadline::after(&self.platform, self.timeout_ns).wait(&self.platform, done) {
-            Ok(())
-        } else {
-            Err(AddSmmuError::NotAcknowledged { register, value })
-        }
+/// Aborts all traffic and turns everything off, whatever state the SMMU is in.
+fn stop<P: Platform>(platform: &P, mmio: &P::Mmio, timeout_ns: u64) -> Result<(), AddSmmuError> {
+    // Abort first: between the end of translation and the next beginning nothing may pass untranslated.
+    let updated = |value| {
+        let done = || !Gbpa::new_with_raw_value(mmio.read32(offset::GBPA)).update();
+        wait_for(platform, timeout_ns, "GBPA", value, done)
+    };
+    updated(0)?;
+    let gbpa = Gbpa::default().with_shcfg(u2::new(1)).with_abort(true).with_update(true);
+    mmio.write32(offset::GBPA, gbpa.raw_value());
+    updated(gbpa.raw_value())?;
+    set_irqs(platform, mmio, timeout_ns, IrqCtrl::default())?;
+    // Translation ends by itself, and then the queues.
+    let cr0 = Cr0::new_with_raw_value(mmio.read32(offset::CR0));
+    if cr0.smmuen() {
+        set_cr0(platform, mmio, timeout_ns, cr0.with_smmuen(false))?;
+    }
+    set_cr0(platform, mmio, timeout_ns, Cr0::default())
+}
+
+fn set_cr0<P: Platform>(platform: &P, mmio: &P::Mmio, timeout_ns: u64, cr0: Cr0) -> Result<(), AddSmmuError> {
+    mmio.write32(offset::CR0, cr0.raw_value());
+    wait_for(platform, timeout_ns, "CR0", cr0.raw_value(), || mmio.read32(offset::CR0ACK) == cr0.raw_value())
+}
+
+fn set_irqs<P: Platform>(platform: &P, mmio: &P::Mmio, timeout_ns: u64, irqs: IrqCtrl) -> Result<(), AddSmmuError> {
+    mmio.write32(offset::IRQ_CTRL, irqs.raw_value());
+    wait_for(platform, timeout_ns, "IRQ_CTRL", irqs.raw_value(), || {
+        mmio.read32(offset::IRQ_CTRLACK) == irqs.raw_value()
+    })
+}
+
+fn wait_for<P: Platform>(
+    platform: &P,
+    timeout_ns: u64,
+    register: &'static str,
+    value: u32,
+    done: impl FnMut() -> bool,
+) -> Result<(), AddSmmuError> {
+    if Deadline::after(platform, timeout_ns).wait(platform, done) {
+        Ok(())
+    } else {
+        Err(AddSmmuError::NotAcknowledged { register, value })
     }
 }
 
@@ -213,7 +235,15 @@ impl<P: Platform> Smmu<P> {
         if self.removed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        self.stop().inspect_err(|_| {
+        // Transactions that are under way with the configuration of before end with this CMD_SYNC.
+        let _ = set_cr0(
+            &self.platform,
+            &self.mmio,
+            self.timeout_ns,
+            Cr0::new_with_raw_value(self.mmio.read32(offset::CR0)).with_smmuen(false),
+        );
+        let _ = self.run([Command::CfgiSteRange { sid: 0, range: 31 }, Command::TlbiNsnhAll]);
+        stop(&self.platform, &self.mmio, self.timeout_ns).inspect_err(|_| {
             self.commands.keep_forever();
             events.keep_forever();
             self.streams.lock().keep_forever();

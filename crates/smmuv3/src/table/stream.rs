@@ -39,6 +39,8 @@ pub enum StreamTableError {
 struct Leaf<P: Platform> {
     stes: DmaBox<P>,
     owned: Vec<u64>,
+    /// The SMMU may have cached that it is not there.
+    new: bool,
 }
 
 impl<P: Platform> Leaf<P> {
@@ -48,7 +50,7 @@ impl<P: Platform> Leaf<P> {
         let mut owned = Vec::new();
         owned.try_reserve_exact((1usize << log2).div_ceil(64)).ok()?;
         owned.resize((1usize << log2).div_ceil(64), 0);
-        Some(Leaf { stes: DmaBox::new(platform, size, size)?, owned })
+        Some(Leaf { stes: DmaBox::new(platform, size, size)?, owned, new: false })
     }
 
     fn owned(&mut self, index: usize) -> Option<(&mut u64, u64)> {
@@ -113,20 +115,28 @@ impl<P: Platform> StreamTable<P> {
 
     /// Takes `sid` for a device. Its STE stays invalid for now.
     ///
-    /// Returns whether a second level was added: then the SMMU may have cached its absence, and the first-level descriptor
-    /// must be invalidated (`CFGI_STE` with Leaf = 0).
+    /// Returns whether the SMMU may have cached that there is no second level: then the first-level descriptor must be invalidated
+    /// (`CFGI_STE` with Leaf = 0), and once it is, [`known`](Self::known) called.
     pub(crate) fn claim(&mut self, sid: u32) -> Result<bool, StreamTableError> {
         if u64::from(sid) >> self.bits != 0 {
             return Err(StreamTableError::OutOfRange { sid, bits: self.bits });
         }
-        let added = self.add_leaf(sid)?;
+        self.add_leaf(sid)?;
         let (leaf, index) = self.leaf_mut(sid).ok_or(StreamTableError::NoMemory)?;
+        let new = leaf.new;
         let (word, bit) = leaf.owned(index).ok_or(StreamTableError::NoMemory)?;
         if *word & bit != 0 {
             return Err(StreamTableError::InUse(sid));
         }
         *word |= bit;
-        Ok(added)
+        Ok(new)
+    }
+
+    /// The SMMU knows of the second level for `sid`.
+    pub(crate) fn known(&mut self, sid: u32) {
+        if let Some((leaf, _)) = self.leaf_mut(sid) {
+            leaf.new = false;
+        }
     }
 
     /// Gives `sid` back. Its STE is invalid again, and the SMMU knows.
@@ -156,21 +166,22 @@ impl<P: Platform> StreamTable<P> {
         }
     }
 
-    fn add_leaf(&mut self, sid: u32) -> Result<bool, StreamTableError> {
-        let Levels::Two { l1, leaves } = &mut self.levels else { return Ok(false) };
+    fn add_leaf(&mut self, sid: u32) -> Result<(), StreamTableError> {
+        let Levels::Two { l1, leaves } = &mut self.levels else { return Ok(()) };
         let index = sid as usize >> SPLIT;
         let (Some(slot), Some(word)) = (leaves.get_mut(index), l1.words().get(index)) else {
             return Err(StreamTableError::OutOfRange { sid, bits: self.bits });
         };
         if slot.is_some() {
-            return Ok(false);
+            return Ok(());
         }
-        let leaf = Leaf::new(&self.platform, SPLIT).ok_or(StreamTableError::NoMemory)?;
+        let mut leaf = Leaf::new(&self.platform, SPLIT).ok_or(StreamTableError::NoMemory)?;
+        leaf.new = true;
         let desc = L1Std::pointing_to(leaf.stes.addr(), SPLIT);
         // The STEs, all invalid, come before the pointer to them.
         self.platform.write_barrier();
         word.store(desc.raw_value(), Relaxed);
         *slot = Some(leaf);
-        Ok(true)
+        Ok(())
     }
 }
