@@ -1,6 +1,6 @@
 //! Nested domains: a guest's stream table entry, over the stage 2 of its vSMMU's parent.
 
-use crate::arch::{BadSte, Eats, Features, RawSte, Stages, StallModel, Ste, SteStage1, SteStage2};
+use crate::arch::{BadSte, CdFormat, Eats, Features, RawSte, Stages, StallModel, Ste, SteStage1, SteStage2};
 use crate::platform::Platform;
 use crate::shared::Shared;
 
@@ -59,6 +59,14 @@ pub enum GuestSteError {
         /// Input bits of the parent.
         bits: u8,
     },
+    /// `S1ContextPtr` is not aligned to the table that it points to, which is CONSTRAINED UNPREDICTABLE.
+    #[error("S1ContextPtr = {pointer:#x} is not a multiple of the {size:#x} bytes of its table")]
+    Misaligned {
+        /// The intermediate address.
+        pointer: u64,
+        /// The size of the CD table or its first level.
+        size: u64,
+    },
     /// No memory.
     #[error("out of memory")]
     NoMemory,
@@ -94,6 +102,15 @@ impl GuestSte {
                 let pointer = s1.context_ptr.0;
                 if pointer >> parent_bits != 0 {
                     return Err(GuestSteError::Pointer { pointer, bits: parent_bits });
+                }
+                // CDs have 64 bytes, descriptors of leaves with 64 or 1024 CDs 8.
+                let size = match s1.format {
+                    CdFormat::Linear => 64 << s1.cd_max,
+                    CdFormat::TwoLevel4K => 8 << s1.cd_max.saturating_sub(6),
+                    CdFormat::TwoLevel64K => 8 << s1.cd_max.saturating_sub(10),
+                };
+                if pointer & (size - 1) != 0 {
+                    return Err(GuestSteError::Misaligned { pointer, size });
                 }
                 // A guest never stalls the host's queues.
                 s1.stall_disabled = features.stall_model == StallModel::Both;

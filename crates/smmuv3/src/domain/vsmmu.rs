@@ -284,8 +284,11 @@ impl<P: Platform> VSmmuInner<P> {
             if range.scale > 31 || (range.ttl == 1 && range.granule == Granule::K16) {
                 return Err(GuestCommandFault::Unsupported("SCALE or TTL of the range"));
             }
-            if addr.addr & (range.granule.size() - 1) != 0 {
-                return Err(GuestCommandFault::Unsupported("an address that is no multiple of the range's granule"));
+            // The address is aligned to the leaves that TTL names, or at least to the granule (§4.4.1.1).
+            let shift = range.granule.shift();
+            let levels_up = if range.ttl == 0 { 0 } else { 3 - u32::from(range.ttl) };
+            if addr.addr & ((1 << (shift + levels_up * (shift - 3))) - 1) != 0 {
+                return Err(GuestCommandFault::Unsupported("an address that TG and TTL do not allow"));
             }
         }
         Ok(addr)
