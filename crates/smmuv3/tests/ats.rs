@@ -329,3 +329,30 @@ fn a_system_s_smallest_translation_unit_is_respected() {
     assert!(rig.device(SID).ats_write_u64(Iova(0x1_3000), 2).is_err());
     rig.model.report().assert_clean();
 }
+
+#[test]
+fn a_function_that_is_reset_while_it_is_invalidated_holds_nobody_up() {
+    let rig = Rig::new();
+    let (device, other, domain) = (add_ats(&rig, SID), add_ats(&rig, OTHER), rig.domain(Stage::S1));
+    device.attach(&domain).unwrap();
+    other.attach(&domain).unwrap();
+    let page = rig.page();
+    domain.map(IOVA, page.addr(), PAGE, RW).unwrap();
+    rig.device(OTHER).ats_write_u64(IOVA, 1).unwrap();
+    // Its ATS is off now, and it answers nothing; the driver was not told.
+    rig.model.reset_function(0, SID);
+    let error = domain.unmap(IOVA, PAGE).unwrap_err();
+    assert!(matches!(error, UnmapError::CutOff { bytes: PAGE, source } if source.sid == Some(SID)), "{error}");
+    rig.model.free_data(page);
+    assert!(rig.device(OTHER).ats_write_u64(IOVA, 2).is_err());
+    // Detached and attached again, it works.
+    device.detach().unwrap();
+    device.attach(&domain).unwrap();
+    let page = rig.page();
+    domain.map(IOVA, page.addr(), PAGE, RW).unwrap();
+    rig.device(SID).ats_write_u64(IOVA, 3).unwrap();
+    domain.unmap(IOVA, PAGE).unwrap();
+    rig.model.free_data(page);
+    assert!(rig.device(SID).ats_write_u64(IOVA, 4).is_err());
+    assert_eq!(rig.model.report().stale_dma, 0);
+}

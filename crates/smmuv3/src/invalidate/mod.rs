@@ -237,12 +237,16 @@ impl<P: Platform> Paging<P> {
         // its invalidation may have failed. It may have taken out tables, too, so only a call that found everything knows what was there.
         let granule = self.table.shape().granule();
         let leaf = found.tables.is_empty() && found.bytes == len;
-        let change = Change::Range {
-            first: iova.0,
-            last: iova.0 + (len - 1),
-            granule,
-            stride: if leaf { found.smallest_leaf } else { granule.size() },
-            leaf,
+        let change = if len == self.table.shape().input_end() {
+            Change::Everything
+        } else {
+            Change::Range {
+                first: iova.0,
+                last: iova.0 + (len - 1),
+                granule,
+                stride: if leaf { found.smallest_leaf } else { granule.size() },
+                leaf,
+            }
         };
         let result = invalidate(&self.fleet, &self.invs, &change);
         drop(section);
