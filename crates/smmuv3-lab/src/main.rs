@@ -8,6 +8,7 @@
 mod model;
 mod qemu;
 mod report;
+mod scenario;
 mod session;
 mod tap;
 
@@ -30,12 +31,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The quick start: two devices, two domains, DMA both ways, unmap, the DMA that now faults, detach.
+    /// Runs a scenario. Without a file the quick start: two devices, two domains, DMA both ways, unmap, the DMA that now faults, detach.
     Run(Run),
 }
 
 #[derive(Args)]
 struct Run {
+    /// A scenario (docs/scenarios.md says what may stand in it).
+    #[arg(value_name = "FILE.toml")]
+    scenario: Option<PathBuf>,
     /// What stands in for the hardware.
     #[arg(long, value_enum, default_value_t = Backend::Model)]
     backend: Backend,
@@ -57,7 +61,7 @@ enum Backend {
 
 impl Default for Run {
     fn default() -> Self {
-        Run { backend: Backend::Model, seed: 1, json: None }
+        Run { scenario: None, backend: Backend::Model, seed: 1, json: None }
     }
 }
 
@@ -76,9 +80,13 @@ fn main() -> ExitCode {
         Some(Ok(file)) => Some(file),
         Some(Err((path, error))) => return cannot(format!("cannot write {}: {error}", path.display())),
     };
-    let report = match run.backend {
-        Backend::Model => model::run(run.seed),
-        Backend::Qemu => match smmuv3_qemu::Qemu::find() {
+    let report = match (&run.scenario, run.backend) {
+        (Some(path), backend) => match scenario::run(path, backend, run.seed) {
+            Err(error) => return cannot(error),
+            Ok(report) => Ok(report),
+        },
+        (None, Backend::Model) => model::run(run.seed),
+        (None, Backend::Qemu) => match smmuv3_qemu::Qemu::find() {
             Err(error) => return cannot(error),
             Ok(qemu) => qemu::run(&qemu, run.seed),
         },

@@ -89,7 +89,7 @@ pub(crate) fn run(qemu: &Qemu, seed: u64) -> Result<Report> {
     if let Some(error) = machine.error() {
         return Err(error.into());
     }
-    Ok(report)
+    Ok(report.checked_something())
 }
 
 /// The NVMe command that worked, once more after unmap: it must fail, and the SMMU must say why.

@@ -23,7 +23,8 @@ pub(crate) struct Session<P: Platform> {
 
 impl<P: Platform> Session<P> {
     pub(crate) fn new(smmu: SmmuHandle<P>, backend: &'static str, seed: u64, devices: u32) -> Self {
-        let report = Report { backend, scenario: "quick start", seed, smmus: 1, devices, ..Report::default() };
+        let report =
+            Report { backend, scenario: "quick start".to_owned(), seed, smmus: 1, devices, ..Report::default() };
         Session { smmu, report, unmap_ns: Vec::new() }
     }
 

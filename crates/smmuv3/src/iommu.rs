@@ -177,7 +177,7 @@ impl<P: Platform> Iommu<P> {
         self.0.remove(&smmu.0)
     }
 
-    /// Makes a stream abort silently: blocked devices raise no events.
+    /// Makes a stream abort silently: blocked devices raise no events, unless PASIDs are attached beside.
     fn block(&self, smmu: &Smmu<P>, sid: u32, leaf_added: bool) -> Result<(), QueueError> {
         if leaf_added {
             smmu.run([Command::CfgiSte { sid, leaf: false }])?;

@@ -92,13 +92,22 @@ impl TestPlatform {
     }
 }
 
-pub(crate) struct NoMmio;
+/// Registers of an SMMU that is not there. At the doorbell of the command queue it is checked that a barrier stands behind all that was written
+/// to memory, if epochs are recorded.
+#[derive(Default)]
+pub(crate) struct NoMmio(pub(crate) Option<TestPlatform>);
 
 impl Mmio for NoMmio {
     fn read32(&self, _: usize) -> u32 {
         u32::MAX
     }
-    fn write32(&self, _: usize, _: u32) {}
+    fn write32(&self, offset: usize, _: u32) {
+        if let (crate::arch::regs::offset::CMDQ_PROD, Some(platform)) = (offset, &self.0) {
+            let epochs = platform.epochs();
+            let (now, barriers) = epochs.split_last().expect("memory as it is now");
+            assert!(barriers.last() == Some(now), "the doorbell rings before what it is about is visible");
+        }
+    }
     fn read64(&self, _: usize) -> u64 {
         u64::MAX
     }

@@ -356,3 +356,51 @@ fn a_function_that_is_reset_while_it_is_invalidated_holds_nobody_up() {
     assert!(rig.device(SID).ats_write_u64(IOVA, 4).is_err());
     assert_eq!(rig.model.report().stale_dma, 0);
 }
+
+/// unmapping thread                                  attaching thread
+/// load the array without the new device's ATC
+/// TLBI, wait for a slow SMMU                        publish the array
+///                                                   wait until everybody is through with the old one
+///                                                   write the STE: the device may fill its ATC
+#[test]
+fn a_device_with_ats_joins_a_domain_only_when_nobody_works_with_the_old_array() {
+    let model = smmuv3_model::Model::new(ModelConfig { smmus: vec![Default::default(); 2], ..Default::default() });
+    let iommu = smmuv3::Iommu::new(model.platform()).unwrap();
+    let options = smmuv3::SmmuOptions { timeout_ns: 20_000_000_000, ..Default::default() };
+    let smmus = [0, 1].map(|n| iommu.add_smmu(model.mmio(n), options).unwrap());
+    let domain = iommu.paging_domain(Stage::S1, Default::default()).unwrap();
+    let add = |smmu: usize, sid| iommu.add_device(&smmus[smmu], DeviceConfig::stream(sid).ats()).unwrap();
+    let (slow, other, joining) = (add(0, OTHER), add(1, OTHER), add(1, SID));
+    slow.attach(&domain).unwrap();
+    other.attach(&domain).unwrap();
+    let page = model.alloc_data(1).unwrap();
+    domain.map(IOVA, page.addr(), PAGE, RW).unwrap();
+    model.device(1, OTHER).write_u64(IOVA, 1).unwrap();
+    model.take_commands(1);
+    model.set_dead(0, true);
+    std::thread::scope(|scope| {
+        let unmapper = scope.spawn(|| domain.unmap(IOVA, PAGE).unwrap());
+        while !model.report().smmus[1].commands.contains_key("TLBI_NH_VA") {
+            std::thread::yield_now();
+        }
+        let attacher = scope.spawn(|| joining.attach(&domain).unwrap());
+        // It has come as far as it may: the array is published.
+        loop {
+            let mut published = false;
+            domain.owed(|owed| published |= owed.key.kind() == Kind::Ats && owed.key.id() == SID);
+            if published {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let early = model.take_commands(1);
+        assert!(!early.iter().any(|command| command.mnemonic() == "CFGI_STE"), "{early:?}");
+        model.set_dead(0, false);
+        unmapper.join().unwrap();
+        attacher.join().unwrap();
+    });
+    model.free_data(page);
+    assert!(model.device(1, SID).ats_write_u64(IOVA, 2).is_err());
+    model.report().assert_clean();
+}

@@ -379,7 +379,7 @@ fn registers_that_read_as_all_ones_confirm_nothing() {
     let mmio = Spy { inner: model.mmio(0), on_write: Box::new(|_, _| {}), gone: gone.clone() };
     let options = SmmuOptions { cmdq_log2: 2, eventq_log2: 2, timeout_ns: 50_000_000, ..quick() };
     let smmu = iommu.add_smmu(mmio, options).unwrap();
-    let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
+    let device = iommu.add_device(&smmu, DeviceConfig::stream(SID).and_stream(SID + 1)).unwrap();
     let domain = iommu.paging_domain(Stage::S1, Default::default()).unwrap();
     device.attach(&domain).unwrap();
     for round in 0..16 {

@@ -46,7 +46,8 @@ impl<P: Platform> DeviceInner<P> {
         self.sids.iter().for_each(|&sid| self.fleet.platform.ats_disable(self.smmu.id.index(), sid));
     }
 
-    /// Makes the device forget all translations with the given PASID, or without one.
+    /// Makes the device forget all translations with the given PASID. Without one it forgets those of all PASIDs too: an invalidation request without
+    /// PASID prefix reaches every entry of the ATC.
     pub(super) fn flush_atc(&self, ssid: Option<u32>) -> Result<(), QueueError> {
         let command = |&sid: &u32| Command::AtcInv { sid, ssid, global: false, addr: 0, size: ALL };
         self.smmu.run(self.sids.iter().map(command))

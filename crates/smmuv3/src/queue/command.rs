@@ -240,3 +240,52 @@ impl<P: Platform> CommandQueue<P> {
         mmio.write32(offset::GERRORN, (gerrorn ^ Gerror::CMDQ_ERR).bits());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{NoMmio, TestPlatform};
+
+    #[test]
+    fn commands_are_visible_before_the_doorbell_rings() {
+        let platform = TestPlatform::new(8);
+        let queue = CommandQueue::new(&platform, 3, 0).unwrap();
+        let mmio = NoMmio(Some(platform.clone()));
+        platform.record_epochs();
+        let ticket = queue.submit(&mmio, |queue| queue.push(Command::TlbiNsnhAll)).unwrap();
+        assert_eq!((ticket.start, ticket.end), (0, 2));
+        let base = queue.base() & regs::QUEUE_BASE_ADDR;
+        assert_eq!(platform.read(base) & 0xff, 0x30);
+        assert_eq!(platform.read(base + 16) & 0xff, 0x46);
+    }
+
+    #[test]
+    fn an_smmu_that_is_gone_fills_no_queue_twice_and_fails_in_time() {
+        let platform = TestPlatform::new(8);
+        let queue = CommandQueue::new(&platform, 1, 0).unwrap();
+        let mmio = NoMmio(None);
+        let all = |count| queue.submit(&mmio, |queue| (0..count).for_each(|_| queue.push(Command::TlbiNsnhAll)));
+        let ticket = all(1).unwrap();
+        assert_eq!(all(1), Err(QueueError::Timeout));
+        assert_eq!(queue.wait(&mmio, ticket), Err(QueueError::Timeout));
+        let state = queue.state.lock();
+        assert_eq!((state.prod, state.cons, state.stuck), (2, 0, true));
+    }
+
+    #[test]
+    fn all_ones_are_no_progress_wherever_the_queue_stands() {
+        for log2 in 1..=4 {
+            for position in 0..4 << log2 {
+                let platform = TestPlatform::new(8);
+                let queue = CommandQueue::new(&platform, log2, 0).unwrap();
+                {
+                    let mut state = queue.state.lock();
+                    (state.prod, state.cons) = (position, position);
+                }
+                let mmio = NoMmio(None);
+                let ticket = queue.submit(&mmio, |queue| queue.push(Command::TlbiNsnhAll)).unwrap();
+                assert_eq!(queue.wait(&mmio, ticket), Err(QueueError::Timeout), "{position} of 2^{log2}");
+            }
+        }
+    }
+}
