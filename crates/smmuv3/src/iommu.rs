@@ -123,7 +123,7 @@ impl<P: Platform> Iommu<P> {
     pub fn add_device(&self, smmu: &SmmuHandle<P>, config: DeviceConfig) -> Result<Device<P>, AddDeviceError> {
         let id = smmu.id();
         let _turn = self.0.attach.lock();
-        if !self.0.load().get(id.index()).is_some_and(|member| member.same(&smmu.0)) {
+        if !self.0.has(&smmu.0) {
             return Err(AddDeviceError::OtherIommu(id));
         }
         if config.too_many {
@@ -159,7 +159,7 @@ impl<P: Platform> Iommu<P> {
         let device = DeviceInner::new(self.0.clone(), smmu.clone(), sids.clone(), cds, needs, config.ats);
         match Shared::try_new(device) {
             Ok(device) => {
-                smmu.devices.fetch_add(1, Ordering::Relaxed);
+                smmu.users.fetch_add(1, Ordering::Relaxed);
                 Ok(Device(device))
             }
             Err(_) => {

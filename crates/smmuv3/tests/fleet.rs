@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use smmuv3::arch::{AddrSize, Stage};
 use smmuv3::platform::Iova;
-use smmuv3::{AttachError, DeviceConfig, Iommu, Kind, RemoveSmmuError, SmmuHandle};
+use smmuv3::{AttachError, DeviceConfig, Iommu, Kind, RemoveSmmuError, SmmuHandle, VSmmuError};
 use smmuv3_model::{DeviceThread, Model, ModelConfig, ModelPlatform, ModelSmmuConfig, Targets};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -125,7 +125,7 @@ fn an_smmu_is_removed_when_no_device_is_behind_it_and_is_not_touched_afterwards(
     let kept = fleet.iommu.add_device(&fleet.smmus[0], DeviceConfig::stream(SID)).unwrap();
     device.attach(&domain).unwrap();
     kept.attach(&domain).unwrap();
-    let in_use = RemoveSmmuError::InUse { smmu: smmu.id(), devices: 1 };
+    let in_use = RemoveSmmuError::InUse { smmu: smmu.id(), users: 1 };
     assert_eq!(fleet.iommu.remove_smmu(smmu), Err(in_use));
     // Threads that invalidate all the while.
     let stop = AtomicBool::new(false);
@@ -160,6 +160,15 @@ fn an_smmu_is_removed_when_no_device_is_behind_it_and_is_not_touched_afterwards(
     });
     dma.stop();
     assert_eq!(fleet.iommu.remove_smmu(smmu), Err(RemoveSmmuError::NotThere(smmu.id())));
+    let parent = fleet.iommu.paging_domain(Stage::S2, Default::default()).unwrap();
+    assert_eq!(fleet.iommu.vsmmu(smmu, &parent).err(), Some(VSmmuError::NotThere(smmu.id())));
+    // A vSMMU is a user as well: its guest's commands go to the SMMU.
+    let vsmmu = fleet.iommu.vsmmu(&fleet.smmus[0], &parent).unwrap();
+    assert_eq!(
+        fleet.iommu.remove_smmu(&fleet.smmus[0]),
+        Err(RemoveSmmuError::InUse { smmu: fleet.smmus[0].id(), users: 2 })
+    );
+    drop(vsmmu);
     assert!(fleet.iommu.add_device(smmu, DeviceConfig::stream(SID)).is_err());
     assert!(fleet.model.device(1, SID).write_u64(Iova(0), 1).is_err(), "what it gets now is aborted");
     // Its number goes to the next, here the same hardware again.

@@ -437,3 +437,23 @@ fn without_the_order_of_stage_2_stage_1_and_atc_the_model_finds_stale_dma() {
     let _ = rig.device(SID).write_u64(Iova(0x1000), 2);
     assert!(rig.model.report().stale_dma > 0);
 }
+
+#[test]
+fn a_vmid_under_which_a_device_broke_is_never_given_out_again() {
+    let rig = Rig::with(ModelConfig::with_smmu(ModelSmmuConfig { vmid16: false, ..Default::default() }));
+    let (device, parent) = (rig.add(SID), rig.domain(Stage::S2));
+    let guest = Guest::new(&rig, &parent, 9);
+    let vmid = guest.vsmmu.vmid();
+    device.attach_nested(&guest.vsmmu.nested_domain(&stage1()).unwrap()).unwrap();
+    rig.device(SID).write_u64(Iova(0x1000), 1).unwrap();
+    rig.model.set_dead(0, true);
+    device.detach().unwrap_err();
+    rig.model.set_dead(0, false);
+    // The SMMU is back: the device can be blocked, but what the TLB holds under its VMID nobody has flushed.
+    device.detach().unwrap();
+    assert!(rig.device(SID).write_u64(Iova(0x1000), 2).is_err());
+    drop((device, guest.vsmmu));
+    let all: Vec<_> = (0..254).map(|_| rig.iommu.vsmmu(&rig.smmu, &parent).unwrap()).collect();
+    assert!(all.iter().all(|vsmmu| vsmmu.vmid() != vmid));
+    assert!(rig.iommu.vsmmu(&rig.smmu, &parent).is_err());
+}

@@ -237,6 +237,12 @@ impl<P: Platform> DeviceInner<P> {
         superseded: Option<Retired<InvArray>>,
     ) -> Result<(), Unconfirmed> {
         if let Err(cause) = confirmed {
+            // Entries with a guest's VMID may stay in the TLB: nobody may get it after the vSMMU.
+            for rid in [&state.rid, &to] {
+                if let Rid::Nested(nested) = rid {
+                    nested.vsmmu.dirty.store(true, Ordering::Relaxed);
+                }
+            }
             let owners = [state.rid.owner(), to.owner()];
             let unconfirmed = self.give_up(state, cause, owners.into_iter().flatten());
             Retired::free(&self.fleet.rcu, [superseded]);
@@ -448,7 +454,7 @@ impl<P: Platform> Drop for Device<P> {
         if gone {
             let mut streams = device.smmu.streams.lock();
             device.sids.iter().for_each(|&sid| streams.release(sid));
-            device.smmu.devices.fetch_sub(1, Ordering::Relaxed);
+            device.smmu.users.fetch_sub(1, Ordering::Relaxed);
         } else if let Some(cds) = device.state.lock().cds.take() {
             // The SMMU may still read it; its StreamIDs stay claimed, and the SMMU stays.
             core::mem::forget(cds);

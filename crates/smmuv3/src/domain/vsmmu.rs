@@ -39,6 +39,9 @@ pub enum VSmmuError {
     /// The parent is not a stage 2 domain.
     #[error("the parent of a vSMMU must be a stage 2 domain")]
     NotStage2,
+    /// The SMMU was removed, or belongs to another `Iommu`.
+    #[error("{0} is not one of this Iommu's")]
+    NotThere(SmmuId),
     /// The SMMU lacks stage 1 or stage 2.
     #[error("{0} does not have both stages of translation")]
     NoNesting(SmmuId),
@@ -114,8 +117,13 @@ impl<P: Platform> VSmmu<P> {
         if !smmu.features.stage1 || !smmu.features.stage2 {
             return Err(VSmmuError::NoNesting(smmu.id));
         }
+        let _turn = fleet.attach.lock();
+        if !fleet.has(smmu) {
+            return Err(VSmmuError::NotThere(smmu.id));
+        }
         crate::attach::check_compatible(fleet, smmu, &parent.0)?;
         let vmid = smmu.vmids.lock().take().ok_or(VSmmuError::NoVmid(smmu.id))?;
+        smmu.users.fetch_add(1, Ordering::Relaxed);
         let inner = VSmmuInner {
             fleet: fleet.clone(),
             smmu: smmu.clone(),
@@ -298,6 +306,7 @@ impl<P: Platform> VSmmuInner<P> {
 impl<P: Platform> Drop for VSmmuInner<P> {
     fn drop(&mut self) {
         // No device is attached through this vSMMU any more; the last one's detach flushed the VMID.
+        self.smmu.users.fetch_sub(1, Ordering::Relaxed);
         if !self.dirty.load(Ordering::Relaxed) {
             self.smmu.vmids.lock().give_back(self.vmid);
         }

@@ -44,6 +44,11 @@ impl<P: Platform> Fleet<P> {
         self.members.load()
     }
 
+    /// Whether this SMMU is one of the members.
+    pub(crate) fn has(&self, smmu: &Shared<Smmu<P>>) -> bool {
+        self.load().get(smmu.id.index()).is_some_and(|member| member.same(smmu))
+    }
+
     /// The index that the next SMMU gets: the first that is free; `None` if there are too many. The caller holds the attach mutex.
     pub(crate) fn next_id(&self) -> Option<SmmuId> {
         let members = self.load();
@@ -61,12 +66,13 @@ impl<P: Platform> Fleet<P> {
     pub(crate) fn remove(&self, smmu: &Shared<Smmu<P>>) -> Result<(), RemoveSmmuError> {
         let _turn = self.attach.lock();
         let id = smmu.id;
-        if !self.load().get(id.index()).is_some_and(|member| member.same(smmu)) {
+        if !self.has(smmu) {
             return Err(RemoveSmmuError::NotThere(id));
         }
-        let devices = smmu.devices.load(Ordering::Relaxed);
-        if devices > 0 {
-            return Err(RemoveSmmuError::InUse { smmu: id, devices });
+        // Only holders of the attach mutex make it more.
+        let users = smmu.users.load(Ordering::Relaxed);
+        if users > 0 {
+            return Err(RemoveSmmuError::InUse { smmu: id, users });
         }
         // After the grace period in here, nobody who looked it up is still using it.
         self.replace(usize::from(id.index()), None).map_err(|_| RemoveSmmuError::NoMemory)?;
@@ -93,13 +99,13 @@ impl<P: Platform> Fleet<P> {
 /// Why an SMMU was not removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RemoveSmmuError {
-    /// There are devices behind it.
-    #[error("{smmu} has {devices} devices")]
+    /// There are devices behind it, or vSMMUs on it.
+    #[error("{smmu} has {users} devices and vSMMUs")]
     InUse {
         /// The SMMU.
         smmu: SmmuId,
         /// How many.
-        devices: usize,
+        users: usize,
     },
     /// It was removed already, or belongs to another `Iommu`.
     #[error("{0} is not one of this Iommu's")]

@@ -104,8 +104,8 @@ pub(crate) struct Smmu<P: Platform> {
     pub(crate) vmids: Mutex<P::RawMutex, Tags>,
     /// The smallest translation unit of devices with ATS, `4096 << ats_stu` bytes: that of the smallest granule (§3.9.1).
     pub(crate) ats_stu: u8,
-    /// Devices behind it, the broken ones among them. Changed under the attach mutex.
-    pub(crate) devices: AtomicUsize,
+    /// Devices behind it, the broken ones among them, and vSMMUs on it.
+    pub(crate) users: AtomicUsize,
     /// Its registers are not touched any more. Checked under the lock of the event queue.
     removed: AtomicBool,
     commands: CommandQueue<P>,

@@ -114,7 +114,7 @@ impl<P: Platform> Smmu<P> {
             commands: CommandQueue::new(platform, cmdq_log2, options.timeout_ns).ok_or(none)?,
             events: Mutex::new(EventQueue::new(platform, eventq_log2).ok_or(none)?),
             ats_stu: features.smallest_granule().map_or(0, |granule| granule.shift() as u8 - 12),
-            devices: AtomicUsize::new(0),
+            users: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
             platform: platform.clone(),
             timeout_ns: options.timeout_ns,
