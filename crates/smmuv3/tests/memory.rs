@@ -12,7 +12,9 @@ use std::cell::Cell;
 
 thread_local!(
     /// Allocations that this thread may still make; `None` is any number.
-    static BUDGET: Cell<Option<u32>> = const { Cell::new(None) }
+    static BUDGET: Cell<Option<u32>> = const { Cell::new(None) };
+    /// A size that is refused, and how often it was.
+    static REFUSED: Cell<(usize, u32)> = const { Cell::new((0, 0)) }
 );
 
 struct Stingy;
@@ -20,6 +22,11 @@ struct Stingy;
 // SAFETY: everything is passed on to `System` as it came, or refused, which an allocator may do.
 unsafe impl GlobalAlloc for Stingy {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let (size, times) = REFUSED.get();
+        if layout.size() == size {
+            REFUSED.set((size, times + 1));
+            return std::ptr::null_mut();
+        }
         let allowed = BUDGET.with(|budget| match budget.get() {
             None => true,
             Some(left) => {
@@ -108,4 +115,41 @@ fn detaching_allocates_nothing_of_its_own() {
         least = least.min(spent(&|| device.attach_identity().unwrap()));
     }
     assert_eq!(least, 0, "a detach allocates");
+}
+
+#[test]
+fn a_purge_that_gets_no_memory_leaves_the_trash_and_the_detach_as_they_should_be() {
+    let rig = Rig::new();
+    let domain = rig.domain(Stage::S1);
+    let with_streams = |first: u32, count: u32| {
+        let config = (1..count).fold(DeviceConfig::stream(first), |config, n| config.and_stream(first + n)).ats();
+        rig.iommu.add_device(&rig.smmu, config).unwrap()
+    };
+    let (many, few) = (with_streams(0x10, 16), with_streams(0x40, 6));
+    few.attach(&domain).unwrap();
+    let owed = || {
+        let mut all = Vec::new();
+        domain.owed(|owed| all.push((owed.key.id(), owed.users)));
+        all
+    };
+    let before = owed();
+    assert_eq!(before.len(), 7);
+    many.attach(&domain).unwrap();
+    assert_eq!(owed().len(), 23);
+    // 16 of 23 entries become trash: worth a purge, to 7 entries of 16 bytes, which are not to be had.
+    REFUSED.set((7 * 16, 0));
+    let result = many.detach();
+    let (_, refused) = REFUSED.replace((0, 0));
+    result.unwrap();
+    assert!(refused > 0, "no purge was tried");
+    assert_eq!(owed(), before);
+    rig.model.take_commands(0);
+    domain.map(Iova(0), smmuv3::platform::PhysAddr(0x8000_0000), PAGE, RW).unwrap();
+    domain.unmap(Iova(0), PAGE).unwrap();
+    let commands = rig.model.take_commands(0);
+    assert_eq!(commands.iter().filter(|command| command.mnemonic() == "ATC_INV").count(), 6, "{commands:?}");
+    // The next attach drops the trash.
+    many.attach(&domain).unwrap();
+    assert_eq!(owed().len(), 23);
+    rig.model.report().assert_clean();
 }
