@@ -3,12 +3,13 @@
 
 use libfuzzer_sys::fuzz_target;
 use smmuv3::arch::Prot;
+use std::sync::OnceLock;
 
 #[path = "../../crates/smmuv3/tests/common/guest.rs"]
 mod guest;
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
 
-thread_local!(static ARENA: guest::Arena = guest::Arena::new());
+static ARENA: OnceLock<guest::Arena> = OnceLock::new();
 
-fuzz_target!(|input: &[u8]| ARENA.with(|arena| arena.run(input)));
+fuzz_target!(|input: &[u8]| ARENA.get_or_init(guest::Arena::new).run(input));

@@ -67,6 +67,7 @@ pub enum EduError {
 pub struct Edu {
     registers: QemuMmio,
     stream_id: u32,
+    smmu: u8,
 }
 
 impl Edu {
@@ -92,12 +93,17 @@ impl Edu {
         if answer != !probe {
             return Err(not_edu("the liveness register", answer));
         }
-        Ok(Edu { registers, stream_id: function.stream_id() })
+        Ok(Edu { registers, stream_id: function.stream_id(), smmu: function.smmu })
     }
 
-    /// The StreamID of its DMA at the SMMU.
+    /// The StreamID of its DMA at its SMMU.
     pub fn stream_id(&self) -> u32 {
         self.stream_id
+    }
+
+    /// The SMMU that its DMA goes through: the number for [`Machine::smmu_at`](crate::Machine::smmu_at).
+    pub fn smmu(&self) -> u8 {
+        self.smmu
     }
 
     /// Copies `len` bytes at `iova` into the device's buffer at `offset`, and waits for the end.

@@ -123,6 +123,12 @@ pub enum QemuError {
         /// Its size in bytes.
         size: u64,
     },
+    /// No bus number is left for the bus behind a bridge.
+    #[error("no bus number is left for the bus behind bridge {0}")]
+    NoBusNumber(Bdf),
+    /// What is behind a bridge found no place.
+    #[error("the PCI memory window has nothing left for what is behind bridge {0}")]
+    NoBridgeSpace(Bdf),
     /// The machine has no such device.
     #[error("the machine has no {0}")]
     NoDevice(String),

@@ -12,6 +12,8 @@ use crate::error::QemuError;
 
 /// The first version with both translation stages, and nesting, in its SMMUv3.
 const OLDEST: Version = Version { major: 9, minor: 2 };
+/// The first version whose SMMUv3 can be put in front of any root bus.
+pub(crate) const SEVERAL_SMMUS: Version = Version { major: 10, minor: 2 };
 const PROGRAM: &str = "qemu-system-aarch64";
 /// Names another program than the one on `PATH`.
 const VARIABLE: &str = "SMMUV3_QEMU";
@@ -84,6 +86,12 @@ impl Qemu {
         Ok(Qemu { path, version })
     }
 
+    /// A program that there need not be.
+    #[cfg(test)]
+    pub(crate) fn of_version(version: Version) -> Qemu {
+        Qemu { path: PROGRAM.into(), version }
+    }
+
     /// The program.
     pub fn path(&self) -> &Path {
         &self.path
@@ -92,6 +100,11 @@ impl Qemu {
     /// Its version, at least 9.2.
     pub fn version(&self) -> Version {
         self.version
+    }
+
+    /// Whether a machine of it can have more than one SMMU: version 10.2 or newer.
+    pub fn has_several_smmus(&self) -> bool {
+        self.version >= SEVERAL_SMMUS
     }
 }
 
@@ -147,6 +160,14 @@ mod tests {
         assert!(Version { major: 7, minor: 2 } < OLDEST);
         assert!(Version { major: 9, minor: 1 } < OLDEST);
         assert!(Version { major: 10, minor: 0 } > OLDEST);
+    }
+
+    #[test]
+    fn several_smmus_came_with_10_2() {
+        let at = |major, minor| Qemu::of_version(Version { major, minor });
+        assert!(!at(10, 1).has_several_smmus());
+        assert!(at(10, 2).has_several_smmus());
+        assert!(at(11, 0).has_several_smmus());
     }
 
     #[test]

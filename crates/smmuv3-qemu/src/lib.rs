@@ -26,14 +26,14 @@
 //! | `ram` | guest RAM, mapped: the one module with `unsafe` |
 //! | `pages` | which pages of guest RAM are given out |
 //! | `platform` | the three above as the driver's `Platform` and `Mmio` |
-//! | `pci` | finding the PCI functions and giving them addresses |
+//! | `pci` | finding the PCI functions, behind bridges too, and giving them addresses |
 //! | `edu`, `nvme` | two devices that do DMA |
 //! | `process` | the running QEMU: its end, and its last words |
 //! | `machine` | command line and start-up |
 //!
 //! # What to know of QEMU's SMMU and devices
 //!
-//! Seen with 10.0.2, through this crate's tests and by hand:
+//! Seen with 10.0.2 and 11.1.3, through this crate's tests and by hand:
 //!
 //! - Devices do not notice that the SMMU refused their *data*: edu reads zeros, and NVMe reports success (and writes
 //!   zeros to its disk). NVMe does notice for its queues ([`NvmeError::Fatal`]) and PRP lists
@@ -42,8 +42,48 @@
 //!   as `GERROR.EVENTQ_ABT_ERR`, not as an overflow flag, and the events that do not fit are lost.
 //! - DMA to 2^48 and above does not reach the SMMU at all: it goes nowhere, and there is no event.
 //! - A register of 32 bits cannot be read as half of 64: a 64-bit read of `IDR0` is 0.
+//! - Where a stage 2 table begins with several concatenated tables, QEMU takes all of them for the first: an address
+//!   that belongs to another is not found, and *is translated as* the address with the same low bits in the first. With
+//!   39 input bits only 16 KiB pages have that, from 64 GiB on; with 40 to 43, 4 KiB pages have it, from 512 GiB on.
 //!
-//! Not supported: interrupts (everything is polled), PCI bridges, more than one SMMU.
+//! # Two SMMUs
+//!
+//! A QEMU of version 10.2 or newer can have an SMMU in front of any root bus: see [`MachineConfig::smmus`] and
+//! [`Qemu::has_several_smmus`]. Its warning that only `pcie.0` is in the device tree means nothing here, where nobody
+//! reads the device tree. A conventional PCI device cannot be on the second root bus itself, so each `edu` there is
+//! behind a root port.
+//!
+//! On a distribution whose QEMU is older, such a QEMU can run from a folder, without being installed. On Debian, for
+//! example, with that of its suite `unstable`, and the machine's own package source under another suite name:
+//!
+//! ```sh
+//! mkdir qemu-unstable && cd qemu-unstable && mkdir -p lists/partial archives/partial root && touch status
+//! sed '/^$/q; s/^Suites:.*/Suites: unstable/' /etc/apt/sources.list.d/debian.sources > unstable.sources
+//! cat > apt.conf <<END
+//! Dir::Etc::sourcelist "$PWD/unstable.sources";
+//! Dir::Etc::sourceparts "-";
+//! Dir::State::lists "$PWD/lists";
+//! Dir::State::status "$PWD/status";
+//! Dir::Cache "$PWD";
+//! END
+//! APT_CONFIG=$PWD/apt.conf apt-get update
+//! APT_CONFIG=$PWD/apt.conf apt-get install --download-only --no-install-recommends --yes qemu-system-arm
+//! for package in archives/*.deb; do dpkg-deb -x "$package" root; done
+//! cat > qemu-system-aarch64 <<'END'
+//! #!/bin/sh
+//! root=$(dirname "$(readlink -f "$0")")/root
+//! libraries=$root/usr/lib/x86_64-linux-gnu
+//! export QEMU_MODULE_DIR="$libraries/qemu"
+//! exec "$libraries/ld-linux-x86-64.so.2" --library-path "$libraries" \
+//!     "$root/usr/bin/qemu-system-aarch64" -L "$root/usr/share/qemu" "$@"
+//! END
+//! chmod +x qemu-system-aarch64
+//! export SMMUV3_QEMU=$PWD/qemu-system-aarch64
+//! ```
+//!
+//! The empty `status` makes apt download every library too. Its own loader must start it: it needs a newer C library.
+//!
+//! Not supported: interrupts (everything is polled).
 
 #![deny(unsafe_code)]
 

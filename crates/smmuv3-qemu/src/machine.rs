@@ -14,8 +14,8 @@ use tempfile::NamedTempFile;
 
 use crate::edu::{Edu, EduError};
 use crate::error::QemuError;
-use crate::find::Qemu;
-use crate::pci::{self, Function};
+use crate::find::{self, Qemu};
+use crate::pci::{self, Bdf, Function, RootBus};
 use crate::platform::{QemuMmio, QemuPlatform};
 use crate::process::Process;
 use crate::qtest::Qtest;
@@ -23,6 +23,8 @@ use crate::ram::Ram;
 
 // The memory map of QEMU's machine `virt`.
 const SMMU: u64 = 0x0905_0000;
+/// Where the SMMUs are that are devices of the command line, in its order.
+const SEVERAL_SMMUS: [u64; 2] = [0x0c00_0000, 0x0c02_0000];
 const RAM: PhysAddr = PhysAddr(0x4000_0000);
 const PCI: pci::Layout = pci::Layout { ecam: 0x40_1000_0000, memory_start: 0x1000_0000, memory_end: 0x3eff_0000 };
 
@@ -37,6 +39,13 @@ const POOL: PhysAddr = PhysAddr(0x4040_0000);
 const FIRST_EDU: u8 = 1;
 const MOST_EDUS: u8 = 15;
 const NVME: u8 = 16;
+/// What the second root bus hangs on.
+const EXPANDER: u8 = 17;
+
+/// The second root bus.
+const SECOND_ROOT: u8 = 128;
+/// The number of the first device on it. Only bridges may be there: each edu is alone behind one.
+const FIRST_PORT: u8 = 1;
 
 const MIB: u64 = 1 << 20;
 /// How long QEMU may take to connect.
@@ -52,28 +61,36 @@ pub struct MachineConfig {
     pub ram: u64,
     /// Bytes of the NVMe disk, a multiple of 1 MiB, at least 1 MiB. It starts as zeros.
     pub disk: u64,
-    /// How many `edu` devices, 0 to 15. They have the StreamIDs `0x8`, `0x10`, and so on.
+    /// How many `edu` devices, 0 to 15. With one SMMU, they have the StreamIDs `0x8`, `0x10`, and so on. With two,
+    /// number 0, 2, 4 and so on have those StreamIDs at the first SMMU; number 1, 3, 5 and so on are behind the second,
+    /// with the StreamIDs `0x8100`, `0x8200`, `0x8300` and so on.
     pub edus: u8,
+    /// How many SMMUs, 1 or 2. Two need a QEMU that [has several](Qemu::has_several_smmus).
+    pub smmus: u8,
     /// More arguments for QEMU, such as `-d guest_errors`, each word on its own.
     pub more_arguments: Vec<String>,
 }
 
 impl Default for MachineConfig {
-    /// 128 MiB of RAM, a disk of 64 MiB, and two `edu`.
+    /// 128 MiB of RAM, a disk of 64 MiB, two `edu`, and one SMMU.
     fn default() -> Self {
-        MachineConfig { ram: 128 * MIB, disk: 64 * MIB, edus: 2, more_arguments: Vec::new() }
+        MachineConfig { ram: 128 * MIB, disk: 64 * MIB, edus: 2, smmus: 1, more_arguments: Vec::new() }
     }
 }
 
 impl MachineConfig {
-    fn check(&self) -> Result<(), QemuError> {
-        let MachineConfig { ram, disk, edus, .. } = *self;
+    fn check(&self, qemu: &Qemu) -> Result<(), QemuError> {
+        let MachineConfig { ram, disk, edus, smmus, .. } = *self;
         let bad = if !ram.is_multiple_of(MIB) || !(16 * MIB..=65536 * MIB).contains(&ram) {
             format!("{ram} bytes of RAM are no multiple of 1 MiB from 16 MiB to 64 GiB")
         } else if !disk.is_multiple_of(MIB) || disk == 0 || disk > i64::MAX as u64 {
             format!("a disk of {disk} bytes is no positive multiple of 1 MiB")
         } else if edus > MOST_EDUS {
             format!("{edus} edu devices are more than {MOST_EDUS}")
+        } else if !matches!(smmus, 1 | 2) {
+            format!("{smmus} SMMUs are neither 1 nor 2")
+        } else if smmus > 1 && !qemu.has_several_smmus() {
+            format!("two SMMUs need QEMU {} or newer, this is {}", find::SEVERAL_SMMUS, qemu.version())
         } else {
             return Ok(());
         };
@@ -81,13 +98,15 @@ impl MachineConfig {
     }
 }
 
-/// A running QEMU with an SMMUv3 in front of its PCI bus 0. It ends when this is dropped.
+/// A running QEMU with an SMMUv3 in front of its PCI bus 0, and if it has two, one in front of another root bus. It
+/// ends when this is dropped.
 ///
-/// The CPU sleeps. The SMMU is as reset left it: disabled, all DMA passes untranslated.
+/// The CPU sleeps. The SMMUs are as reset left them: disabled, all DMA passes untranslated.
 #[derive(Debug)]
 pub struct Machine {
     platform: QemuPlatform,
     functions: Vec<Function>,
+    smmus: u8,
     process: Mutex<Process>,
 }
 
@@ -102,7 +121,7 @@ impl Machine {
     /// - [`QemuError::Exited`], with what QEMU said, if it ended;
     /// - any other that talking to it may bring. No wait is longer than 30 s.
     pub fn start(qemu: &Qemu, config: MachineConfig) -> Result<Machine, QemuError> {
-        config.check()?;
+        config.check(qemu)?;
         // Both are deleted at the end of this function, when QEMU has opened what is in them.
         let folder = tempfile::Builder::new()
             .prefix("smmuv3-qemu-")
@@ -126,8 +145,9 @@ impl Machine {
         let stream = accept(&listener, &mut process)?;
         // QEMU answers once the machine is complete. Until then it may still find fault with its arguments.
         let qtest = Qtest::new(stream)?;
-        let functions = pci::scan(&qtest, &PCI).map_err(|error| explain(error, &mut process))?;
-        Ok(Machine { platform: QemuPlatform::new(qtest, ram, POOL), functions, process: Mutex::new(process) })
+        let functions = pci::scan(&qtest, &PCI, roots(config.smmus)).map_err(|error| explain(error, &mut process))?;
+        let platform = QemuPlatform::new(qtest, ram, POOL);
+        Ok(Machine { platform, functions, smmus: config.smmus, process: Mutex::new(process) })
     }
 
     /// The driver's host: guest RAM, clock and barriers.
@@ -135,12 +155,29 @@ impl Machine {
         &self.platform
     }
 
-    /// The registers of the SMMU.
+    /// The registers of the SMMU; if there are two, of the one in front of bus 0.
     pub fn smmu(&self) -> QemuMmio {
-        self.platform.registers(SMMU)
+        self.platform.registers(if self.smmus == 1 { SMMU } else { SEVERAL_SMMUS[0] })
     }
 
-    /// The PCI functions of bus 0, the host bridge included, by address.
+    /// The registers of the SMMU with the number `index`, from 0.
+    ///
+    /// # Errors
+    /// [`QemuError::NoDevice`] if there are not so many.
+    pub fn smmu_at(&self, index: u8) -> Result<QemuMmio, QemuError> {
+        match index {
+            0 => Ok(self.smmu()),
+            1 if self.smmus == 2 => Ok(self.platform.registers(SEVERAL_SMMUS[1])),
+            _ => Err(QemuError::NoDevice(format!("SMMU number {index}"))),
+        }
+    }
+
+    /// How many SMMUs there are.
+    pub fn smmus(&self) -> u8 {
+        self.smmus
+    }
+
+    /// The PCI functions, host bridges and other bridges included, by address.
     pub fn functions(&self) -> &[Function] {
         &self.functions
     }
@@ -153,7 +190,7 @@ impl Machine {
     /// Those of [`Edu::new`]; [`QemuError::NoDevice`] if there are not so many.
     pub fn edu(&self, index: u8) -> Result<Edu, EduError> {
         let function = (index < MOST_EDUS)
-            .then(|| self.function(FIRST_EDU + index))
+            .then(|| self.function(edu_place(index, self.smmus)))
             .flatten()
             .ok_or_else(|| QemuError::NoDevice(format!("edu number {index}")))?;
         Edu::new(&self.platform, function)
@@ -164,7 +201,8 @@ impl Machine {
     /// # Errors
     /// [`QemuError::NoDevice`].
     pub fn nvme(&self) -> Result<&Function, QemuError> {
-        self.function(NVME).ok_or_else(|| QemuError::NoDevice("NVMe controller".into()))
+        self.function(Bdf { bus: 0, device: NVME, function: 0 })
+            .ok_or_else(|| QemuError::NoDevice("NVMe controller".into()))
     }
 
     /// The first thing that went wrong where nothing else could tell of it, as [`QemuPlatform::error`]; but if QEMU
@@ -183,8 +221,28 @@ impl Machine {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn function(&self, device: u8) -> Option<&Function> {
-        self.functions.iter().find(|function| function.bdf.device == device && function.bdf.function == 0)
+    fn function(&self, bdf: Bdf) -> Option<&Function> {
+        self.functions.iter().find(|function| function.bdf == bdf)
+    }
+}
+
+/// The buses that hang on no bridge.
+fn roots(smmus: u8) -> &'static [RootBus] {
+    match smmus {
+        1 => &[RootBus { number: 0, last: 255, smmu: 0 }],
+        _ => &[
+            RootBus { number: 0, last: SECOND_ROOT - 1, smmu: 0 },
+            RootBus { number: SECOND_ROOT, last: 255, smmu: 1 },
+        ],
+    }
+}
+
+/// Where the `edu` with the number `index` is.
+fn edu_place(index: u8, smmus: u8) -> Bdf {
+    match index % smmus {
+        0 => Bdf { bus: 0, device: FIRST_EDU + index, function: 0 },
+        // The buses behind the ports are numbered in the order of the ports.
+        _ => Bdf { bus: SECOND_ROOT + 1 + index / 2, device: 0, function: 0 },
     }
 }
 
@@ -218,16 +276,31 @@ fn arguments(config: &MachineConfig, ram: &Path, disk: &Path, socket: &Path) -> 
     let mut lines = vec![
         // Nothing that is not asked for.
         "-no-user-config -nodefaults -display none".to_owned(),
-        "-machine virt,iommu=smmuv3,memory-backend=ram -cpu cortex-a57 -accel tcg".to_owned(),
+        "-machine virt,memory-backend=ram -cpu cortex-a57 -accel tcg".to_owned(),
         "-global arm-smmuv3.stage=nested".to_owned(),
         // Virtual time runs only while the machine does, so the CPU may not be stopped: it sleeps.
         format!("-device loader,addr={PARKING:#x},data={SLEEP:#x},data-len=8"),
         format!("-device loader,addr={PARKING:#x},cpu-num=0"),
         format!("-m {}M", ram_size / MIB),
     ];
-    for number in FIRST_EDU..FIRST_EDU + config.edus {
+    if config.smmus == 1 {
+        lines.push("-machine iommu=smmuv3".to_owned());
+    } else {
+        lines.push("-device arm-smmuv3,primary-bus=pcie.0".to_owned());
+        lines.push(format!("-device pxb-pcie,id=pcie.1,bus=pcie.0,addr={EXPANDER:#x},bus_nr={SECOND_ROOT}"));
+        lines.push("-device arm-smmuv3,primary-bus=pcie.1".to_owned());
+    }
+    for index in 0..config.edus {
+        let place = edu_place(index, config.smmus);
+        let bus = if place.bus == 0 {
+            "pcie.0".to_owned()
+        } else {
+            let port = FIRST_PORT + index / 2;
+            lines.push(format!("-device pcie-root-port,id=port{port},bus=pcie.1,addr={port:#x},chassis={port}"));
+            format!("port{port}")
+        };
         // Without the mask it would drop all but 28 bits of an address.
-        lines.push(format!("-device edu,bus=pcie.0,addr={number:#x},dma_mask={:#x}", u64::MAX));
+        lines.push(format!("-device edu,bus={bus},addr={:#x},dma_mask={:#x}", place.device, u64::MAX));
     }
     lines.push(format!("-device nvme,bus=pcie.0,addr={NVME:#x},drive=disk,serial=smmuv3-qemu"));
     let mut arguments: Vec<String> = lines.iter().flat_map(|line| line.split(' ')).map(str::to_owned).collect();
@@ -289,11 +362,19 @@ fn explain(error: QemuError, process: &mut Process) -> QemuError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::find::Version;
 
     #[test]
     fn impossible_machines_are_refused() {
-        MachineConfig::default().check().unwrap();
+        let of = |major, minor| Qemu::of_version(Version { major, minor });
+        let (old, new) = (of(10, 1), of(10, 2));
         let default = MachineConfig::default;
+        default().check(&old).unwrap();
+        MachineConfig { smmus: 2, ..default() }.check(&new).unwrap();
+        assert_eq!(
+            MachineConfig { smmus: 2, ..default() }.check(&old).unwrap_err().to_string(),
+            "bad machine configuration: two SMMUs need QEMU 10.2 or newer, this is 10.1"
+        );
         for bad in [
             MachineConfig { ram: 0, ..default() },
             MachineConfig { ram: 16 * MIB + 1, ..default() },
@@ -302,8 +383,10 @@ mod tests {
             MachineConfig { disk: 0, ..default() },
             MachineConfig { disk: 512, ..default() },
             MachineConfig { edus: 16, ..default() },
+            MachineConfig { smmus: 0, ..default() },
+            MachineConfig { smmus: 3, ..default() },
         ] {
-            assert!(matches!(bad.check(), Err(QemuError::Config(_))), "{bad:?}");
+            assert!(matches!(bad.check(&new), Err(QemuError::Config(_))), "{bad:?}");
         }
     }
 

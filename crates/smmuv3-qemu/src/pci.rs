@@ -1,4 +1,4 @@
-//! Finding the PCI functions of bus 0 and giving them addresses: what firmware would have done.
+//! Finding the PCI functions and giving them, and the buses behind bridges, addresses: what firmware would have done.
 
 use std::fmt;
 
@@ -11,6 +11,17 @@ const COMMAND: u64 = 0x04;
 const REVISION_CLASS: u64 = 0x08;
 const HEADER_TYPE: u64 = 0x0e;
 const BAR0: u64 = 0x10;
+// Of a bridge (PCI-to-PCI Bridge Architecture Specification 1.2, §3.2.5).
+const PRIMARY_BUS: u64 = 0x18;
+const SECONDARY_BUS: u64 = 0x19;
+const SUBORDINATE_BUS: u64 = 0x1a;
+const MEMORY_BASE: u64 = 0x20;
+const MEMORY_LIMIT: u64 = 0x22;
+
+/// `HEADER_TYPE` of a bridge, without [`MULTI_FUNCTION`].
+const BRIDGE: u8 = 1;
+/// The unit of a bridge's memory window.
+const BRIDGE_WINDOW: u64 = 1 << 20;
 
 // COMMAND bits.
 const MEMORY_SPACE: u16 = 1 << 1;
@@ -25,7 +36,7 @@ const BAR_IO: u32 = 1 << 0;
 const BAR_64BIT: u32 = 1 << 2;
 const BAR_FLAGS: u32 = 0xf;
 
-/// Where the machine has its PCI bus.
+/// Where the machine has its PCI buses.
 pub(crate) struct Layout {
     /// Guest physical address of the configuration space (ECAM).
     pub(crate) ecam: u64,
@@ -33,6 +44,17 @@ pub(crate) struct Layout {
     pub(crate) memory_start: u64,
     /// The address after the last one for 32-bit BARs.
     pub(crate) memory_end: u64,
+}
+
+/// A bus that hangs on no bridge.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RootBus {
+    /// Its number.
+    pub(crate) number: u8,
+    /// The highest number that a bus behind one of its bridges may get.
+    pub(crate) last: u8,
+    /// The SMMU in front of it and all buses behind it.
+    pub(crate) smmu: u8,
 }
 
 /// Bus, device and function number of a PCI function.
@@ -73,6 +95,8 @@ pub struct Bar {
 pub struct Function {
     /// Where it is.
     pub bdf: Bdf,
+    /// The SMMU that its DMA goes through: the number for [`Machine::smmu_at`](crate::Machine::smmu_at).
+    pub smmu: u8,
     /// Vendor ID.
     pub vendor: u16,
     /// Device ID.
@@ -84,43 +108,99 @@ pub struct Function {
 }
 
 impl Function {
-    /// The StreamID of its DMA at the SMMU: on this machine, its requester ID.
+    /// The StreamID of its DMA at its SMMU: on this machine, its requester ID.
     pub fn stream_id(&self) -> u32 {
         self.bdf.requester_id().into()
     }
 }
 
-/// Lists the functions of bus 0, and makes each usable: addresses for its memory BARs, then memory space and bus
-/// mastering on.
-pub(crate) fn scan(qtest: &Qtest, layout: &Layout) -> Result<Vec<Function>, QemuError> {
-    let mut window = Window { next: layout.memory_start, end: layout.memory_end };
-    let mut functions = Vec::new();
-    for device in 0..32 {
-        for function in 0..8 {
-            let bdf = Bdf { bus: 0, device, function };
-            let config = Config { qtest, base: layout.ecam + (u64::from(bdf.requester_id()) << 12) };
-            let ids = config.read32(VENDOR_DEVICE)?;
-            if ids == u32::MAX {
-                // Functions may be numbered with gaps, but there is always a function 0.
-                if function == 0 {
+/// Lists the functions of `roots` and of all buses behind them, and makes each usable: addresses for its memory BARs,
+/// then memory space and bus mastering on.
+pub(crate) fn scan(qtest: &Qtest, layout: &Layout, roots: &[RootBus]) -> Result<Vec<Function>, QemuError> {
+    let window = Window { next: layout.memory_start, end: layout.memory_end };
+    let mut scan = Scan { qtest, ecam: layout.ecam, window, functions: Vec::new() };
+    for root in roots {
+        scan.bus(root.number, &mut Buses { next: root.number.checked_add(1), root })?;
+    }
+    scan.functions.sort_by_key(|function| function.bdf);
+    Ok(scan.functions)
+}
+
+/// A scan that is under way.
+struct Scan<'a> {
+    qtest: &'a Qtest,
+    ecam: u64,
+    window: Window,
+    functions: Vec<Function>,
+}
+
+/// The bus numbers behind one root bus that no bridge has yet.
+struct Buses<'a> {
+    next: Option<u8>,
+    root: &'a RootBus,
+}
+
+impl Buses<'_> {
+    fn take(&mut self) -> Option<u8> {
+        let bus = self.next.filter(|bus| *bus <= self.root.last)?;
+        self.next = bus.checked_add(1);
+        Some(bus)
+    }
+
+    /// The highest number that was taken, after one was.
+    fn highest(&self) -> u8 {
+        self.next.map_or(u8::MAX, |next| next - 1)
+    }
+}
+
+impl Scan<'_> {
+    fn bus(&mut self, bus: u8, buses: &mut Buses<'_>) -> Result<(), QemuError> {
+        for device in 0..32 {
+            for function in 0..8 {
+                let bdf = Bdf { bus, device, function };
+                let config = Config { qtest: self.qtest, base: self.ecam + (u64::from(bdf.requester_id()) << 12) };
+                let ids = config.read32(VENDOR_DEVICE)?;
+                if ids == u32::MAX {
+                    // Functions may be numbered with gaps, but there is always a function 0.
+                    if function == 0 {
+                        break;
+                    }
+                    continue;
+                }
+                let header = config.qtest.read8(config.base + HEADER_TYPE)?;
+                self.functions.push(Function {
+                    bdf,
+                    smmu: buses.root.smmu,
+                    vendor: ids as u16,
+                    device: (ids >> 16) as u16,
+                    class: config.read32(REVISION_CLASS)? >> 8,
+                    bars: config.enable(bdf, header & LAYOUT, &mut self.window)?,
+                });
+                if header & LAYOUT == BRIDGE {
+                    self.bridge(bdf, &config, buses)?;
+                }
+                if function == 0 && header & MULTI_FUNCTION == 0 {
                     break;
                 }
-                continue;
-            }
-            let header = config.qtest.read8(config.base + HEADER_TYPE)?;
-            functions.push(Function {
-                bdf,
-                vendor: ids as u16,
-                device: (ids >> 16) as u16,
-                class: config.read32(REVISION_CLASS)? >> 8,
-                bars: config.enable(bdf, header & LAYOUT, &mut window)?,
-            });
-            if function == 0 && header & MULTI_FUNCTION == 0 {
-                break;
             }
         }
+        Ok(())
     }
-    Ok(functions)
+
+    /// Gives the bus behind a bridge a number, and what is on it addresses that the bridge lets pass.
+    fn bridge(&mut self, bdf: Bdf, config: &Config<'_>, buses: &mut Buses<'_>) -> Result<(), QemuError> {
+        let secondary = buses.take().ok_or(QemuError::NoBusNumber(bdf))?;
+        config.write8(PRIMARY_BUS, bdf.bus)?;
+        config.write8(SECONDARY_BUS, secondary)?;
+        config.write8(SUBORDINATE_BUS, buses.root.last)?;
+        let start = self.window.align(BRIDGE_WINDOW).ok_or(QemuError::NoBridgeSpace(bdf))?;
+        self.bus(secondary, buses)?;
+        config.write8(SUBORDINATE_BUS, buses.highest())?;
+        let end = self.window.align(BRIDGE_WINDOW).ok_or(QemuError::NoBridgeSpace(bdf))?;
+        // A window of nothing has its limit below its base.
+        config.write16(MEMORY_BASE, (start >> 16) as u16)?;
+        config.write16(MEMORY_LIMIT, (end.wrapping_sub(BRIDGE_WINDOW) >> 16) as u16)
+    }
 }
 
 /// The addresses that no BAR has yet.
@@ -138,6 +218,13 @@ impl Window {
         self.next = next;
         Some(addr)
     }
+
+    /// Leaves out what comes before the next multiple of `size`. Returns the next address.
+    fn align(&mut self, size: u64) -> Option<u64> {
+        let next = self.next.checked_next_multiple_of(size).filter(|next| *next <= self.end)?;
+        self.next = next;
+        Some(next)
+    }
 }
 
 /// The configuration space of one function.
@@ -149,6 +236,14 @@ struct Config<'a> {
 impl Config<'_> {
     fn read32(&self, offset: u64) -> Result<u32, QemuError> {
         self.qtest.read32(self.base + offset)
+    }
+
+    fn write8(&self, offset: u64, value: u8) -> Result<(), QemuError> {
+        self.qtest.write8(self.base + offset, value)
+    }
+
+    fn write16(&self, offset: u64, value: u16) -> Result<(), QemuError> {
+        self.qtest.write16(self.base + offset, value)
     }
 
     fn write32(&self, offset: u64, value: u32) -> Result<(), QemuError> {
@@ -230,5 +325,28 @@ mod tests {
         assert_eq!(window.take(0x10_0000), Some(0x1010_0000));
         assert_eq!(window.take(0x1000), None);
         assert_eq!(window.take(1 << 63), None);
+    }
+
+    #[test]
+    fn a_bridge_s_window_begins_at_a_mebibyte() {
+        let mut window = Window { next: 0x1000_0000, end: 0x1020_0000 };
+        assert_eq!(window.align(BRIDGE_WINDOW), Some(0x1000_0000));
+        assert_eq!(window.take(0x10), Some(0x1000_0000));
+        assert_eq!(window.align(BRIDGE_WINDOW), Some(0x1010_0000));
+        assert_eq!(window.take(0x10_0000), Some(0x1010_0000));
+        assert_eq!(window.align(BRIDGE_WINDOW), Some(0x1020_0000));
+        assert_eq!(window.take(0x10), None);
+    }
+
+    #[test]
+    fn buses_behind_bridges_get_the_numbers_of_their_root() {
+        let root = RootBus { number: 0xfd, last: 0xff, smmu: 1 };
+        let mut buses = Buses { next: Some(0xfe), root: &root };
+        assert_eq!((buses.take(), buses.highest()), (Some(0xfe), 0xfe));
+        assert_eq!((buses.take(), buses.highest()), (Some(0xff), 0xff));
+        assert_eq!(buses.take(), None);
+        let root = RootBus { number: 0, last: 1, smmu: 0 };
+        let mut buses = Buses { next: Some(1), root: &root };
+        assert_eq!((buses.take(), buses.take()), (Some(1), None));
     }
 }

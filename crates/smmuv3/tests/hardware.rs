@@ -1,13 +1,16 @@
 //! SMMUs that are odd, broken, or die: probe, reset, errors, events.
 
 mod common;
+#[path = "common/spy.rs"]
+mod spy;
 
 use common::*;
 use smmuv3::arch::regs::{Cr0, IrqCtrl, offset};
 use smmuv3::arch::{AddrSize, Stage, StallModel};
-use smmuv3::platform::{DmaWindow, Iova, Mmio, PhysAddr, Platform};
+use smmuv3::platform::{Iova, Mmio, PhysAddr};
 use smmuv3::{AddSmmuError, AttachError, DeviceConfig, Iommu, QueueError, SmmuOptions, UnmapError, Unsupported};
-use smmuv3_model::{Irq, Model, ModelConfig, ModelMmio, ModelPlatform, ModelSmmuConfig};
+use smmuv3_model::{Irq, Model, ModelConfig, ModelSmmuConfig};
+use spy::*;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -104,71 +107,6 @@ fn reset_works_from_any_state_and_never_lets_traffic_pass() {
     new.attach(&domain).unwrap();
     assert!(use_and_unmap(&rig, &domain, SID, Iova(0x2000)));
     rig.model.report().assert_clean();
-}
-
-/// Registers that let a test see, change and count what passes.
-struct Spy {
-    inner: ModelMmio,
-    /// Runs before each write of 32 bits.
-    on_write: Box<dyn Fn(usize, u32) + Send + Sync>,
-    /// Reads give all ones.
-    gone: Arc<AtomicBool>,
-}
-
-impl Mmio for Spy {
-    fn read32(&self, offset: usize) -> u32 {
-        if self.gone.load(Ordering::SeqCst) { u32::MAX } else { self.inner.read32(offset) }
-    }
-    fn write32(&self, offset: usize, value: u32) {
-        (self.on_write)(offset, value);
-        self.inner.write32(offset, value);
-    }
-    fn read64(&self, offset: usize) -> u64 {
-        self.inner.read64(offset)
-    }
-    fn write64(&self, offset: usize, value: u64) {
-        self.inner.write64(offset, value);
-    }
-}
-
-#[derive(Clone)]
-struct SpyPlatform(ModelPlatform);
-
-impl Platform for SpyPlatform {
-    type Mmio = Spy;
-    type RawMutex = <ModelPlatform as Platform>::RawMutex;
-    fn window(&self) -> &DmaWindow {
-        self.0.window()
-    }
-    fn dma_alloc(&self, size: usize, align: usize) -> Option<PhysAddr> {
-        self.0.dma_alloc(size, align)
-    }
-    fn dma_free(&self, addr: PhysAddr, size: usize, align: usize) {
-        self.0.dma_free(addr, size, align);
-    }
-    fn full_barrier(&self) {
-        self.0.full_barrier();
-    }
-    fn write_barrier(&self) {
-        self.0.write_barrier();
-    }
-    fn read_barrier(&self) {
-        self.0.read_barrier();
-    }
-    fn now_ns(&self) -> u64 {
-        self.0.now_ns()
-    }
-    fn relax(&self) {
-        self.0.relax();
-    }
-    fn cpu_hint(&self) -> usize {
-        self.0.cpu_hint()
-    }
-}
-
-fn spy(model: &Model, on_write: impl Fn(usize, u32) + Send + Sync + 'static) -> (Iommu<SpyPlatform>, Spy) {
-    let iommu = Iommu::new(SpyPlatform(model.platform())).unwrap();
-    (iommu, Spy { inner: model.mmio(0), on_write: Box::new(on_write), gone: Arc::default() })
 }
 
 #[test]
@@ -375,8 +313,8 @@ fn registers_that_read_as_all_ones_confirm_nothing() {
     // With every fill level of the queue: for some of them all ones, cut to index and wrap bit, look like "all consumed".
     let gone = Arc::new(AtomicBool::new(false));
     let model = Model::new(ModelConfig::default());
-    let iommu = Iommu::new(SpyPlatform(model.platform())).unwrap();
-    let mmio = Spy { inner: model.mmio(0), on_write: Box::new(|_, _| {}), gone: gone.clone() };
+    let iommu = interruptible(&model, Arc::default());
+    let mmio = Spy::new(&model).gone(gone.clone());
     let options = SmmuOptions { cmdq_log2: 2, eventq_log2: 2, timeout_ns: 50_000_000, ..quick() };
     let smmu = iommu.add_smmu(mmio, options).unwrap();
     let device = iommu.add_device(&smmu, DeviceConfig::stream(SID).and_stream(SID + 1)).unwrap();

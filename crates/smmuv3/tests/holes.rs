@@ -1,83 +1,22 @@
 //! Holes that were found and closed: unmaps that overlap or are tried again, commands that are refused in the wrong moment, SMMUs that go away half
 //! way, interrupts that come inside a read section.
 mod common;
+#[path = "common/spy.rs"]
+mod spy;
 
 use common::*;
 use smmuv3::arch::regs::offset;
 use smmuv3::arch::{AddrSize, Granule, Stage};
-use smmuv3::platform::{DmaWindow, Iova, Mmio, PhysAddr, Platform};
+use smmuv3::platform::{Iova, Mmio, PhysAddr};
 use smmuv3::{AddDeviceError, DeviceConfig, Geometry, Iommu, PagingDomain, UnmapError};
-use smmuv3_model::{Model, ModelConfig, ModelMmio, ModelPlatform, ModelSmmuConfig};
-use std::cell::Cell;
+use smmuv3_model::{Model, ModelConfig, ModelSmmuConfig};
+use spy::*;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-type Hook = Box<dyn Fn(usize, u32) + Send + Sync>;
-struct Spy {
-    inner: ModelMmio,
-    on_write: Hook,
-}
-impl Mmio for Spy {
-    fn read32(&self, offset: usize) -> u32 {
-        self.inner.read32(offset)
-    }
-    fn write32(&self, offset: usize, value: u32) {
-        (self.on_write)(offset, value);
-        self.inner.write32(offset, value);
-    }
-    fn read64(&self, offset: usize) -> u64 {
-        self.inner.read64(offset)
-    }
-    fn write64(&self, offset: usize, value: u64) {
-        self.inner.write64(offset, value);
-    }
-}
-type Irq = Arc<dyn Fn() + Send + Sync>;
-#[derive(Clone)]
-struct SpyPlatform(ModelPlatform, Arc<std::sync::Mutex<Option<Irq>>>);
-thread_local!(static IN_IRQ: Cell<bool> = const { Cell::new(false) });
-impl Platform for SpyPlatform {
-    type Mmio = Spy;
-    type RawMutex = <ModelPlatform as Platform>::RawMutex;
-    fn window(&self) -> &DmaWindow {
-        self.0.window()
-    }
-    fn dma_alloc(&self, size: usize, align: usize) -> Option<PhysAddr> {
-        self.0.dma_alloc(size, align)
-    }
-    fn dma_free(&self, addr: PhysAddr, size: usize, align: usize) {
-        self.0.dma_free(addr, size, align);
-    }
-    fn full_barrier(&self) {
-        self.0.full_barrier();
-        // An interrupt arrives at this instruction, once.
-        let irq = if IN_IRQ.get() { None } else { self.1.lock().unwrap().take() };
-        if let Some(irq) = irq {
-            IN_IRQ.set(true);
-            irq();
-            IN_IRQ.set(false);
-        }
-    }
-    fn write_barrier(&self) {
-        self.0.write_barrier();
-    }
-    fn read_barrier(&self) {
-        self.0.read_barrier();
-    }
-    fn now_ns(&self) -> u64 {
-        self.0.now_ns()
-    }
-    fn relax(&self) {
-        self.0.relax();
-    }
-    fn cpu_hint(&self) -> usize {
-        self.0.cpu_hint()
-    }
-}
 /// Damages the command `back` places before PROD at the announcement number `at` after arming.
 fn damaging(model: &Model, armed: Arc<AtomicU32>) -> (Iommu<SpyPlatform>, Spy) {
-    let iommu = Iommu::new(SpyPlatform(model.platform(), Arc::default())).unwrap();
     let (ram, registers) = (model.clone(), model.mmio(0));
     let on_write = move |offset: usize, prod: u32| {
         if offset == offset::CMDQ_PROD && armed.load(Ordering::SeqCst) > 0 && armed.fetch_sub(1, Ordering::SeqCst) == 1
@@ -88,7 +27,7 @@ fn damaging(model: &Model, armed: Arc<AtomicU32>) -> (Iommu<SpyPlatform>, Spy) {
             ram.write_u64(PhysAddr(queue + 16 * slot), 0xff);
         }
     };
-    (iommu, Spy { inner: model.mmio(0), on_write: Box::new(on_write) })
+    spy(model, on_write)
 }
 fn within(what: &str, f: impl FnOnce() + Send + 'static) {
     let (done, wait) = mpsc::channel();
@@ -136,7 +75,7 @@ fn a_second_unmap_of_the_same_page_does_not_return_before_the_first_invalidation
     let (at_bell, arrived) = mpsc::channel();
     let (go, gone) = mpsc::channel::<()>();
     let (flag, gone) = (stop.clone(), std::sync::Mutex::new(gone));
-    let iommu = Iommu::new(SpyPlatform(model.platform(), Arc::default())).unwrap();
+    let iommu = interruptible(&model, Arc::default());
     let at_bell = std::sync::Mutex::new(at_bell);
     let on_write = move |offset: usize, _: u32| {
         if offset == offset::CMDQ_PROD && flag.swap(false, Ordering::SeqCst) {
@@ -144,7 +83,7 @@ fn a_second_unmap_of_the_same_page_does_not_return_before_the_first_invalidation
             let _ = gone.lock().unwrap().recv_timeout(Duration::from_millis(500));
         }
     };
-    let smmu = iommu.add_smmu(Spy { inner: model.mmio(0), on_write: Box::new(on_write) }, quick()).unwrap();
+    let smmu = iommu.add_smmu(Spy::new(&model).on_write(on_write), quick()).unwrap();
     let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
     let domain = iommu.paging_domain(Stage::S1, Geometry::default()).unwrap();
     device.attach(&domain).unwrap();
@@ -246,7 +185,7 @@ fn an_interrupt_handler_may_unmap() {
     within("unmap of a whole table in an interrupt that came inside map", || {
         let model = Model::new(ModelConfig::default());
         let irq: Arc<std::sync::Mutex<Option<Irq>>> = Arc::default();
-        let iommu = Iommu::new(SpyPlatform(model.platform(), irq.clone())).unwrap();
+        let iommu = interruptible(&model, irq.clone());
         let domain: PagingDomain<_> = iommu.paging_domain(Stage::S1, Geometry::default()).unwrap();
         let other = iommu.paging_domain(Stage::S1, Geometry::default()).unwrap();
         other.map(Iova(0x20_0000), PhysAddr(0x1000), PAGE, RW).unwrap();
@@ -326,7 +265,7 @@ fn one_refused_command_does_not_leave_a_bypassing_device_loose_for_ever() {
 #[test]
 fn at_every_doorbell_of_an_attach_the_domain_owes_already() {
     let model = Model::new(ModelConfig::default());
-    let iommu = Iommu::new(SpyPlatform(model.platform(), Arc::default())).unwrap();
+    let iommu = interruptible(&model, Arc::default());
     let watched: Arc<std::sync::Mutex<Option<PagingDomain<SpyPlatform>>>> = Arc::default();
     let seen: Arc<std::sync::Mutex<Vec<u32>>> = Arc::default();
     let (look, note) = (watched.clone(), seen.clone());
@@ -339,7 +278,7 @@ fn at_every_doorbell_of_an_attach_the_domain_owes_already() {
             note.lock().unwrap().push(users);
         }
     };
-    let smmu = iommu.add_smmu(Spy { inner: model.mmio(0), on_write: Box::new(on_write) }, quick()).unwrap();
+    let smmu = iommu.add_smmu(Spy::new(&model).on_write(on_write), quick()).unwrap();
     let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
     for stage in [Stage::S1, Stage::S2, Stage::S1] {
         let domain = iommu.paging_domain(stage, Geometry::default()).unwrap();
@@ -357,7 +296,7 @@ fn at_every_doorbell_of_an_attach_the_domain_owes_already() {
 fn a_full_barrier_stands_between_the_cleared_descriptor_and_the_array() {
     let model = Model::new(ModelConfig::default());
     let hook: Arc<std::sync::Mutex<Option<Irq>>> = Arc::default();
-    let iommu = Iommu::new(SpyPlatform(model.platform(), hook.clone())).unwrap();
+    let iommu = interruptible(&model, hook.clone());
     let domain = iommu.paging_domain(Stage::S1, Geometry::default()).unwrap();
     domain.map(Iova(0x1000), PhysAddr(0x1000), PAGE, RW).unwrap();
     // No device is attached: nothing but entering read sections passes full barriers.
@@ -381,71 +320,18 @@ fn a_full_barrier_stands_between_the_cleared_descriptor_and_the_array() {
 /// All ones in the *second* read of CMDQ_CONS must confirm nothing either.
 #[test]
 fn an_smmu_that_goes_away_in_the_middle_of_error_recovery_confirms_nothing() {
-    struct Fading {
-        inner: ModelMmio,
-        armed: Arc<AtomicBool>,
-        gone: Arc<AtomicBool>,
-    }
-    impl Mmio for Fading {
-        fn read32(&self, offset: usize) -> u32 {
-            if self.gone.load(Ordering::SeqCst) {
-                return u32::MAX;
-            }
-            let value = self.inner.read32(offset);
-            // It is gone from right after this read on.
-            if offset == offset::GERRORN && self.armed.swap(false, Ordering::SeqCst) {
-                self.gone.store(true, Ordering::SeqCst);
-            }
-            value
-        }
-        fn write32(&self, offset: usize, value: u32) {
-            self.inner.write32(offset, value);
-        }
-        fn read64(&self, offset: usize) -> u64 {
-            self.inner.read64(offset)
-        }
-        fn write64(&self, offset: usize, value: u64) {
-            self.inner.write64(offset, value);
-        }
-    }
-    #[derive(Clone)]
-    struct Plat(ModelPlatform);
-    impl Platform for Plat {
-        type Mmio = Fading;
-        type RawMutex = <ModelPlatform as Platform>::RawMutex;
-        fn window(&self) -> &DmaWindow {
-            self.0.window()
-        }
-        fn dma_alloc(&self, size: usize, align: usize) -> Option<PhysAddr> {
-            self.0.dma_alloc(size, align)
-        }
-        fn dma_free(&self, addr: PhysAddr, size: usize, align: usize) {
-            self.0.dma_free(addr, size, align);
-        }
-        fn full_barrier(&self) {
-            self.0.full_barrier();
-        }
-        fn write_barrier(&self) {
-            self.0.write_barrier();
-        }
-        fn read_barrier(&self) {
-            self.0.read_barrier();
-        }
-        fn now_ns(&self) -> u64 {
-            self.0.now_ns()
-        }
-        fn relax(&self) {
-            self.0.relax();
-        }
-        fn cpu_hint(&self) -> usize {
-            self.0.cpu_hint()
-        }
-    }
     for pad in 0..4 {
         let model = Model::new(ModelConfig::default());
-        let iommu = Iommu::new(Plat(model.platform())).unwrap();
+        let iommu = interruptible(&model, Arc::default());
         let (armed, gone) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let mmio = Fading { inner: model.mmio(0), armed: armed.clone(), gone: gone.clone() };
+        let (fade, now_gone) = (armed.clone(), gone.clone());
+        // It is gone from right after this read on.
+        let on_read = move |offset: usize| {
+            if offset == offset::GERRORN && fade.swap(false, Ordering::SeqCst) {
+                now_gone.store(true, Ordering::SeqCst);
+            }
+        };
+        let mmio = Spy::new(&model).on_read(on_read).gone(gone);
         let options = smmuv3::SmmuOptions { cmdq_log2: 2, timeout_ns: 200_000_000, ..quick() };
         let smmu = iommu.add_smmu(mmio, options).unwrap();
         let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
@@ -480,7 +366,7 @@ fn an_smmu_that_goes_away_in_the_middle_of_error_recovery_confirms_nothing() {
 fn no_table_is_freed_while_anybody_is_inside_a_read_section() {
     let model = Model::new(ModelConfig::default());
     let hook: Arc<std::sync::Mutex<Option<Irq>>> = Arc::default();
-    let iommu = Iommu::new(SpyPlatform(model.platform(), hook.clone())).unwrap();
+    let iommu = interruptible(&model, hook.clone());
     let domain = iommu.paging_domain(Stage::S1, Geometry::default()).unwrap();
     domain.map(Iova(0x20_0000), PhysAddr(0x1000), PAGE, RW).unwrap();
     let unmapper: Arc<std::sync::Mutex<Option<std::thread::JoinHandle<()>>>> = Arc::default();
@@ -583,60 +469,10 @@ fn an_smmu_that_could_not_be_added_is_left_aborting_as_documented() {
 
 #[test]
 fn an_smmu_that_is_gone_keeps_all_its_memory() {
-    struct Gone(ModelMmio, Arc<AtomicBool>);
-    impl Mmio for Gone {
-        fn read32(&self, offset: usize) -> u32 {
-            if self.1.load(Ordering::SeqCst) { u32::MAX } else { self.0.read32(offset) }
-        }
-        fn write32(&self, offset: usize, value: u32) {
-            if !self.1.load(Ordering::SeqCst) {
-                self.0.write32(offset, value);
-            }
-        }
-        fn read64(&self, offset: usize) -> u64 {
-            self.0.read64(offset)
-        }
-        fn write64(&self, offset: usize, value: u64) {
-            self.0.write64(offset, value);
-        }
-    }
-    #[derive(Clone)]
-    struct Plat(ModelPlatform);
-    impl Platform for Plat {
-        type Mmio = Gone;
-        type RawMutex = <ModelPlatform as Platform>::RawMutex;
-        fn window(&self) -> &DmaWindow {
-            self.0.window()
-        }
-        fn dma_alloc(&self, size: usize, align: usize) -> Option<PhysAddr> {
-            self.0.dma_alloc(size, align)
-        }
-        fn dma_free(&self, addr: PhysAddr, size: usize, align: usize) {
-            self.0.dma_free(addr, size, align);
-        }
-        fn full_barrier(&self) {
-            self.0.full_barrier();
-        }
-        fn write_barrier(&self) {
-            self.0.write_barrier();
-        }
-        fn read_barrier(&self) {
-            self.0.read_barrier();
-        }
-        fn now_ns(&self) -> u64 {
-            self.0.now_ns()
-        }
-        fn relax(&self) {
-            self.0.relax();
-        }
-        fn cpu_hint(&self) -> usize {
-            self.0.cpu_hint()
-        }
-    }
     let model = Model::new(ModelConfig::default());
     let gone = Arc::new(AtomicBool::new(false));
-    let iommu = Iommu::new(Plat(model.platform())).unwrap();
-    let smmu = iommu.add_smmu(Gone(model.mmio(0), gone.clone()), quick()).unwrap();
+    let iommu = interruptible(&model, Arc::default());
+    let smmu = iommu.add_smmu(Spy::new(&model).gone(gone.clone()), quick()).unwrap();
     let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
     let domain = iommu.paging_domain(Stage::S1, Geometry::default()).unwrap();
     device.attach(&domain).unwrap();

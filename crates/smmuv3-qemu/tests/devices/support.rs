@@ -6,7 +6,7 @@ use libtest_mimic::Failed;
 use smmuv3::platform::{Iova, PhysAddr, Platform};
 use smmuv3_qemu::{Buffer, Machine, MachineConfig, Nvme, NvmeMemory, Qemu, QemuError, QemuPlatform};
 
-pub(crate) type TestResult = Result<(), Failed>;
+pub(crate) use crate::harness::TestResult;
 
 /// Bytes.
 pub(crate) const PAGE: usize = 0x1000;
