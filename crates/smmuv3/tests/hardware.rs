@@ -315,7 +315,7 @@ fn registers_that_read_as_all_ones_confirm_nothing() {
     let model = Model::new(ModelConfig::default());
     let iommu = interruptible(&model, Arc::default());
     let mmio = Spy::new(&model).gone(gone.clone());
-    let options = SmmuOptions { cmdq_log2: 2, eventq_log2: 2, timeout_ns: 50_000_000, ..quick() };
+    let options = SmmuOptions { cmdq_log2: 2, eventq_log2: 2, timeout_ns: 100_000_000, ..quick() };
     let smmu = iommu.add_smmu(mmio, options).unwrap();
     let device = iommu.add_device(&smmu, DeviceConfig::stream(SID).and_stream(SID + 1)).unwrap();
     let domain = iommu.paging_domain(Stage::S1, Default::default()).unwrap();

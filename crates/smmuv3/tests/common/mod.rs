@@ -59,7 +59,7 @@ impl Rig {
 
 /// Tests that break the hardware should not wait a second for it.
 pub fn quick() -> SmmuOptions {
-    SmmuOptions { timeout_ns: 100_000_000, ..SmmuOptions::default() }
+    SmmuOptions { timeout_ns: 250_000_000, ..SmmuOptions::default() }
 }
 
 /// Maps one page, lets the device use it, unmaps it and frees it; then the device tries again. Whatever the driver forgot, the model's
