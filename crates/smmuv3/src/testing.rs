@@ -25,6 +25,8 @@ struct Inner {
     budget: AtomicUsize,
     /// All of memory at each write barrier, while it is recorded: between two of them, stores may become visible in any order.
     epochs: Mutex<Option<Vec<Vec<u64>>>>,
+    /// Turns of waiting loops.
+    relaxed: AtomicUsize,
     start: Instant,
 }
 
@@ -37,6 +39,7 @@ impl TestPlatform {
             pages: Mutex::new(std::vec![false; pages]),
             budget: AtomicUsize::new(usize::MAX),
             epochs: Mutex::new(None),
+            relaxed: AtomicUsize::new(0),
             start: Instant::now(),
         }))
     }
@@ -79,6 +82,11 @@ impl TestPlatform {
         // The pointer was stored after the barrier of this epoch.
         let before = &epochs[first - 1][target..target + count];
         assert!(before.iter().all(|word| *word == 0), "garbage is reachable: {:#x?}", &before[..2]);
+    }
+
+    /// Turns that waiting loops have made.
+    pub(crate) fn relaxed(&self) -> usize {
+        self.0.relaxed.load(Ordering::Relaxed)
     }
 
     /// Pages that are taken now.
@@ -160,6 +168,7 @@ impl Platform for TestPlatform {
         self.0.start.elapsed().as_nanos() as u64
     }
     fn relax(&self) {
+        self.0.relaxed.fetch_add(1, Ordering::Relaxed);
         std::thread::yield_now();
     }
     fn cpu_hint(&self) -> usize {

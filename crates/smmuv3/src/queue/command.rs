@@ -80,7 +80,8 @@ impl<P: Platform> Submission<'_, P> {
         if self.state.prod - self.state.cons == queue.size() {
             // What fills the queue must be announced before waiting for its consumption.
             queue.announce(self.mmio, self.state);
-            let deadline = self.deadline.get_or_insert_with(|| Deadline::after(&queue.platform, queue.timeout_ns));
+            let timeout_ns = if self.state.stuck { 0 } else { queue.timeout_ns };
+            let deadline = self.deadline.get_or_insert_with(|| Deadline::after(&queue.platform, timeout_ns));
             if !deadline.wait(&queue.platform, || {
                 queue.refresh(self.mmio, self.state);
                 self.state.prod - self.state.cons < queue.size()
@@ -270,6 +271,20 @@ mod tests {
         assert_eq!(queue.wait(&mmio, ticket), Err(QueueError::Timeout));
         let state = queue.state.lock();
         assert_eq!((state.prod, state.cons, state.stuck), (2, 0, true));
+    }
+
+    #[test]
+    fn who_finds_the_queue_full_and_another_having_waited_in_vain_does_not_wait() {
+        let platform = TestPlatform::new(8);
+        let queue = CommandQueue::new(&platform, 1, 1_000_000).unwrap();
+        let mmio = NoMmio(None);
+        let one = || queue.submit(&mmio, |queue| queue.push(Command::TlbiNsnhAll));
+        let _filled = one().unwrap();
+        assert_eq!(one(), Err(QueueError::Timeout));
+        let turns = platform.relaxed();
+        assert!(turns > 0, "the first waits");
+        assert_eq!(one(), Err(QueueError::Timeout));
+        assert_eq!(platform.relaxed(), turns, "the second does not");
     }
 
     #[test]
