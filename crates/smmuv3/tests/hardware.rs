@@ -260,14 +260,11 @@ fn an_smmu_that_is_dead_from_the_start_gives_an_error_in_time() {
 fn a_refused_command_is_told_to_its_owner_and_no_other_command_is_lost() {
     let model = Model::new(ModelConfig::default());
     let armed = Arc::new(AtomicBool::new(false));
-    let (ram, arm, registers) = (model.clone(), armed.clone(), model.mmio(0));
+    let (ram, arm) = (model.clone(), armed.clone());
     // Once armed, the command in front of the next announced CMD_SYNC is damaged on its way.
     let (iommu, mmio) = spy(&model, move |offset, prod| {
         if offset == offset::CMDQ_PROD && arm.swap(false, Ordering::SeqCst) {
-            let base = registers.read64(offset::CMDQ_BASE);
-            let (queue, mask) = (base & 0x00ff_ffff_ffff_ffe0, (1u64 << (base & 31)) - 1);
-            let slot = u64::from(prod).wrapping_sub(2) & mask;
-            ram.write_u64(PhysAddr(queue + 16 * slot), 0xff);
+            damage_last_command(&ram, prod);
         }
     });
     let smmu = iommu.add_smmu(mmio, quick()).unwrap();
@@ -357,13 +354,10 @@ fn an_smmu_that_nobody_uses_any_more_aborts_all_traffic_and_reads_no_freed_memor
 fn of_more_failures_than_can_be_remembered_none_is_taken_for_success() {
     let model = Model::new(ModelConfig::default());
     let armed = Arc::new(AtomicBool::new(false));
-    let (ram, arm, registers) = (model.clone(), armed.clone(), model.mmio(0));
+    let (ram, arm) = (model.clone(), armed.clone());
     let (iommu, mmio) = spy(&model, move |offset, prod| {
         if offset == offset::CMDQ_PROD && arm.load(Ordering::SeqCst) {
-            let base = registers.read64(offset::CMDQ_BASE);
-            let (queue, mask) = (base & 0x00ff_ffff_ffff_ffe0, (1u64 << (base & 31)) - 1);
-            let slot = u64::from(prod).wrapping_sub(2) & mask;
-            ram.write_u64(PhysAddr(queue + 16 * slot), 0xff);
+            damage_last_command(&ram, prod);
         }
     });
     let smmu = iommu.add_smmu(mmio, SmmuOptions { timeout_ns: 2_000_000_000, ..quick() }).unwrap();

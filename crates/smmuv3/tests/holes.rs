@@ -8,7 +8,7 @@ use common::*;
 use smmuv3::arch::regs::offset;
 use smmuv3::arch::{AddrSize, Granule, Stage};
 use smmuv3::platform::{Iova, Mmio, PhysAddr};
-use smmuv3::{AddDeviceError, DeviceConfig, Geometry, Iommu, PagingDomain, UnmapError};
+use smmuv3::{AddDeviceError, DeviceConfig, Geometry, Iommu, PagingDomain, SmmuHandle, UnmapError};
 use smmuv3_model::{Model, ModelConfig, ModelSmmuConfig};
 use spy::*;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -16,18 +16,16 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 /// Damages the command `back` places before PROD at the announcement number `at` after arming.
-fn damaging(model: &Model, armed: Arc<AtomicU32>) -> (Iommu<SpyPlatform>, Spy) {
-    let (ram, registers) = (model.clone(), model.mmio(0));
-    let on_write = move |offset: usize, prod: u32| {
-        if offset == offset::CMDQ_PROD && armed.load(Ordering::SeqCst) > 0 && armed.fetch_sub(1, Ordering::SeqCst) == 1
-        {
-            let base = registers.read64(offset::CMDQ_BASE);
-            let (queue, mask) = (base & 0x00ff_ffff_ffff_ffe0, (1u64 << (base & 31)) - 1);
-            let slot = u64::from(prod).wrapping_sub(2) & mask;
-            ram.write_u64(PhysAddr(queue + 16 * slot), 0xff);
+fn damaging(model: &Model) -> (Iommu<SpyPlatform>, SmmuHandle<SpyPlatform>, Arc<AtomicU32>) {
+    let armed = Arc::new(AtomicU32::new(0));
+    let (ram, arm) = (model.clone(), armed.clone());
+    let (iommu, mmio) = spy(model, move |offset, prod| {
+        if offset == offset::CMDQ_PROD && arm.load(Ordering::SeqCst) > 0 && arm.fetch_sub(1, Ordering::SeqCst) == 1 {
+            damage_last_command(&ram, prod);
         }
-    };
-    spy(model, on_write)
+    });
+    let smmu = iommu.add_smmu(mmio, quick()).unwrap();
+    (iommu, smmu, armed)
 }
 fn within(what: &str, f: impl FnOnce() + Send + 'static) {
     let (done, wait) = mpsc::channel();
@@ -42,9 +40,7 @@ fn within(what: &str, f: impl FnOnce() + Send + 'static) {
 fn unmap_again_after_still_reachable_must_not_say_ok() {
     for whole in [false, true] {
         let model = Model::new(ModelConfig::default());
-        let armed = Arc::new(AtomicU32::new(0));
-        let (iommu, mmio) = damaging(&model, armed.clone());
-        let smmu = iommu.add_smmu(mmio, quick()).unwrap();
+        let (iommu, smmu, armed) = damaging(&model);
         let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
         let domain = iommu.paging_domain(Stage::S1, Geometry::default()).unwrap();
         device.attach(&domain).unwrap();
@@ -123,9 +119,7 @@ fn all_streams_of_a_device_are_blocked_in_memory_when_detach_is_not_confirmed() 
 #[test]
 fn one_refused_command_does_not_leave_a_device_reachable_for_ever() {
     let model = Model::new(ModelConfig::default());
-    let armed = Arc::new(AtomicU32::new(0));
-    let (iommu, mmio) = damaging(&model, armed.clone());
-    let smmu = iommu.add_smmu(mmio, quick()).unwrap();
+    let (iommu, smmu, armed) = damaging(&model);
     let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
     let domain = iommu.paging_domain(Stage::S1, Geometry::default()).unwrap();
     device.attach(&domain).unwrap();
@@ -142,9 +136,7 @@ fn one_refused_command_does_not_leave_a_device_reachable_for_ever() {
 #[test]
 fn a_level_1_descriptor_whose_invalidation_failed_is_invalidated_by_the_next_device() {
     let model = Model::new(ModelConfig::default());
-    let armed = Arc::new(AtomicU32::new(0));
-    let (iommu, mmio) = damaging(&model, armed.clone());
-    let smmu = iommu.add_smmu(mmio, quick()).unwrap();
+    let (iommu, smmu, armed) = damaging(&model);
     // The SMMU caches the absence of the second level.
     let _ = model.device(0, 0x300).read_u64(Iova(0));
     armed.store(1, Ordering::SeqCst);
@@ -220,9 +212,7 @@ fn tables_are_kept_after_a_tag_flush_that_failed() {
     // Detach rings once for each step of the STE and once for the tag: find the ring that is the tag's.
     for n in 1..=8 {
         let model = Model::new(ModelConfig::default());
-        let armed = Arc::new(AtomicU32::new(0));
-        let (iommu, mmio) = damaging(&model, armed.clone());
-        let smmu = iommu.add_smmu(mmio, quick()).unwrap();
+        let (iommu, smmu, armed) = damaging(&model);
         let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
         let domain = iommu.paging_domain(Stage::S2, Geometry::default()).unwrap();
         device.attach(&domain).unwrap();
@@ -245,9 +235,7 @@ fn tables_are_kept_after_a_tag_flush_that_failed() {
 #[test]
 fn one_refused_command_does_not_leave_a_bypassing_device_loose_for_ever() {
     let model = Model::new(ModelConfig::default());
-    let armed = Arc::new(AtomicU32::new(0));
-    let (iommu, mmio) = damaging(&model, armed.clone());
-    let smmu = iommu.add_smmu(mmio, quick()).unwrap();
+    let (iommu, smmu, armed) = damaging(&model);
     let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
     device.attach_identity().unwrap();
     let page = model.alloc_data(1).unwrap();
@@ -390,9 +378,7 @@ fn no_table_is_freed_while_anybody_is_inside_a_read_section() {
 fn a_tag_whose_flush_failed_is_never_seen_again() {
     for n in 1..=8 {
         let model = Model::new(ModelConfig::with_smmu(ModelSmmuConfig { vmid16: false, ..ModelSmmuConfig::default() }));
-        let armed = Arc::new(AtomicU32::new(0));
-        let (iommu, mmio) = damaging(&model, armed.clone());
-        let smmu = iommu.add_smmu(mmio, quick()).unwrap();
+        let (iommu, smmu, armed) = damaging(&model);
         let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
         let tag = || {
             let domain = iommu.paging_domain(Stage::S2, Geometry::default()).unwrap();
@@ -486,9 +472,7 @@ fn an_smmu_that_is_gone_keeps_all_its_memory() {
 fn tables_under_a_tag_that_was_not_flushed_outlive_the_domain() {
     for n in 1..=8 {
         let model = Model::new(ModelConfig::default());
-        let armed = Arc::new(AtomicU32::new(0));
-        let (iommu, mmio) = damaging(&model, armed.clone());
-        let smmu = iommu.add_smmu(mmio, quick()).unwrap();
+        let (iommu, smmu, armed) = damaging(&model);
         let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
         let domain = iommu.paging_domain(Stage::S2, Geometry::default()).unwrap();
         device.attach(&domain).unwrap();

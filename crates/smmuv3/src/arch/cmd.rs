@@ -99,6 +99,9 @@ pub struct TlbiAddr {
     pub range: Option<TlbiRange>,
 }
 
+/// `Size` of an ATC_INV for the whole address space; the largest that is defined (§4.5.1).
+pub const ATC_INV_ALL: u8 = 52;
+
 /// How a CMD_SYNC tells that it is complete (§4.7.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyncSignal {
@@ -370,7 +373,7 @@ impl RawCommand {
             op::TLBI_NSNH_ALL => Command::TlbiNsnhAll,
             op::ATC_INV => {
                 let size = word1.size().value();
-                if size > 52 {
+                if size > ATC_INV_ALL {
                     return Err(IllegalCommand::Reserved { opcode, field: "Size", value: size });
                 }
                 Command::AtcInv { sid, ssid, global: word0.global(), addr: address, size }

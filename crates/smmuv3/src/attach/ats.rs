@@ -2,15 +2,12 @@
 
 use core::sync::atomic::Ordering;
 
-use crate::arch::Command;
+use crate::arch::{ATC_INV_ALL, Command};
 use crate::domain::GuestSte;
 use crate::platform::Platform;
 use crate::queue::QueueError;
 
 use super::device::{DeviceInner, Rid};
-
-/// ATC_INV `Size` for the whole address space.
-const ALL: u8 = 52;
 
 impl<P: Platform> DeviceInner<P> {
     /// Whether ATS shall be on. Never with an STE that lets the device bypass or that aborts: those refuse translation requests.
@@ -49,7 +46,7 @@ impl<P: Platform> DeviceInner<P> {
     /// Makes the device forget all translations with the given PASID. Without one it forgets those of all PASIDs too: an invalidation request without
     /// PASID prefix reaches every entry of the ATC.
     pub(super) fn flush_atc(&self, ssid: Option<u32>) -> Result<(), QueueError> {
-        let command = |&sid: &u32| Command::AtcInv { sid, ssid, global: false, addr: 0, size: ALL };
+        let command = |&sid: &u32| Command::AtcInv { sid, ssid, global: false, addr: 0, size: ATC_INV_ALL };
         self.smmu.run(self.sids.iter().map(command))
     }
 }

@@ -1,7 +1,7 @@
 //! From entries of the array and a change to the commands for one SMMU.
 
 use super::range::{atc_cover, tlbi_cover};
-use crate::arch::{Command, Features, Granule, SyncSignal, TlbiAddr};
+use crate::arch::{ATC_INV_ALL, Command, Features, Granule, SyncSignal, TlbiAddr};
 use crate::invs::{Key, Kind};
 
 /// What changed in a translation table.
@@ -89,12 +89,9 @@ fn push_entry(key: Key, change: &Change, features: &Features, ats_stu: u8, push:
     }
 }
 
-/// ATC_INV `Size` for the whole address space.
-const ATC_ALL: u8 = 52;
-
 /// The command that makes a device forget everything it remembers for an `Ats` or `AtsFull` entry.
 pub(super) fn flush_atc(key: Key) -> Command {
-    atc_inv(key, 0, ATC_ALL)
+    atc_inv(key, 0, ATC_INV_ALL)
 }
 
 fn atc_inv(key: Key, addr: u64, size: u8) -> Command {

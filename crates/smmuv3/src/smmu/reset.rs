@@ -235,14 +235,12 @@ impl<P: Platform> Smmu<P> {
         if self.removed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        // Transactions that are under way with the configuration of before end with this CMD_SYNC.
-        let _ = set_cr0(
-            &self.platform,
-            &self.mmio,
-            self.timeout_ns,
-            Cr0::new_with_raw_value(self.mmio.read32(offset::CR0)).with_smmuen(false),
-        );
-        let _ = self.run([Command::CfgiSteRange { sid: 0, range: 31 }, Command::TlbiNsnhAll]);
+        let cr0 = Cr0::new_with_raw_value(self.mmio.read32(offset::CR0));
+        if cr0.smmuen() {
+            let _ = self.set_cr0(cr0.with_smmuen(false));
+            // Transactions that are under way with the configuration of before end with this CMD_SYNC.
+            let _ = self.run([Command::CfgiSteRange { sid: 0, range: 31 }, Command::TlbiNsnhAll]);
+        }
         stop(&self.platform, &self.mmio, self.timeout_ns).inspect_err(|_| {
             self.commands.keep_forever();
             events.keep_forever();

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use smmuv3::Iommu;
+use smmuv3::arch::regs::{QUEUE_BASE_ADDR, offset};
 use smmuv3::platform::{DmaWindow, Mmio, PhysAddr, Platform};
 use smmuv3_model::{Model, ModelMmio, ModelPlatform};
 use std::cell::Cell;
@@ -120,4 +121,12 @@ pub fn interruptible(model: &Model, irq: Arc<Mutex<Option<Irq>>>) -> Iommu<SpyPl
 /// An `Iommu` over the model, and registers with a hook for writes.
 pub fn spy(model: &Model, on_write: impl Fn(usize, u32) + Send + Sync + 'static) -> (Iommu<SpyPlatform>, Spy) {
     (interruptible(model, Arc::default()), Spy::new(model).on_write(on_write))
+}
+
+/// Overwrites the command in front of the CMD_SYNC that PROD announces with one that the SMMU refuses.
+pub fn damage_last_command(model: &Model, prod: u32) {
+    let base = model.mmio(0).read64(offset::CMDQ_BASE);
+    let (queue, mask) = (base & QUEUE_BASE_ADDR, (1u64 << (base & 31)) - 1);
+    let slot = u64::from(prod).wrapping_sub(2) & mask;
+    model.write_u64(PhysAddr(queue + 16 * slot), 0xff);
 }
