@@ -6,15 +6,82 @@ use smmuv3::arch::regs::{QUEUE_BASE_ADDR, offset};
 use smmuv3::platform::{DmaWindow, Mmio, PhysAddr, Platform};
 use smmuv3_model::{Model, ModelMmio, ModelPlatform};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// What arrives as an interrupt at the next full barrier, once.
 pub type Irq = Arc<dyn Fn() + Send + Sync>;
 
+thread_local!(
+    /// Calls of this thread that have left the driver for its host.
+    static OUTSIDE: Cell<u32> = const { Cell::new(0) };
+);
+
+/// Whether this thread runs the driver's own code, and not that of the model or the test below it.
+pub fn in_driver() -> bool {
+    OUTSIDE.get() == 0
+}
+
+/// From the driver to its host, and back when dropped.
+struct Outside;
+
+impl Outside {
+    fn enter() -> Outside {
+        OUTSIDE.set(OUTSIDE.get() + 1);
+        Outside
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        OUTSIDE.set(OUTSIDE.get() - 1);
+    }
+}
+
+/// What goes wrong with the hardware, counted in steps: accesses to registers, and ATS turned on in a function.
+#[derive(Clone, Copy, Default)]
+pub enum Mishap {
+    /// Nothing.
+    #[default]
+    None,
+    /// From this step on registers read as all ones, and writes go nowhere.
+    GoneFrom(u64),
+    /// At this step: if it is a doorbell, the command before the CMD_SYNC is one that the SMMU refuses; if it turns ATS on, it does not.
+    RefusedAt(u64),
+}
+
+/// How many steps there were, and what happens at which.
+#[derive(Clone, Default)]
+pub struct Steps(Arc<(AtomicU64, Mutex<Mishap>)>);
+
+impl Steps {
+    /// Counts from 0 again.
+    pub fn arm(&self, mishap: Mishap) {
+        *self.0.1.lock().unwrap() = mishap;
+        self.0.0.store(0, Ordering::SeqCst);
+    }
+
+    /// The steps since then.
+    pub fn count(&self) -> u64 {
+        self.0.0.load(Ordering::SeqCst)
+    }
+
+    /// (gone, refused)
+    fn step(&self) -> (bool, bool) {
+        let step = self.0.0.fetch_add(1, Ordering::SeqCst);
+        match *self.0.1.lock().unwrap() {
+            Mishap::None => (false, false),
+            Mishap::GoneFrom(first) => (step >= first, false),
+            Mishap::RefusedAt(this) => (false, step == this),
+        }
+    }
+}
+
 /// Registers that let a test look on.
 pub struct Spy {
+    model: Model,
     inner: ModelMmio,
+    steps: Steps,
     /// Runs before each write of 32 bits.
     on_write: Box<dyn Fn(usize, u32) + Send + Sync>,
     /// Runs after each read of 32 bits.
@@ -25,7 +92,19 @@ pub struct Spy {
 
 impl Spy {
     pub fn new(model: &Model) -> Spy {
-        Spy { inner: model.mmio(0), on_write: Box::new(|_, _| {}), on_read: Box::new(|_| {}), gone: Arc::default() }
+        Spy {
+            model: model.clone(),
+            inner: model.mmio(0),
+            steps: Steps::default(),
+            on_write: Box::new(|_, _| {}),
+            on_read: Box::new(|_| {}),
+            gone: Arc::default(),
+        }
+    }
+
+    pub fn steps(mut self, steps: Steps) -> Spy {
+        self.steps = steps;
+        self
     }
 
     pub fn on_write(mut self, hook: impl Fn(usize, u32) + Send + Sync + 'static) -> Spy {
@@ -46,7 +125,9 @@ impl Spy {
 
 impl Mmio for Spy {
     fn read32(&self, offset: usize) -> u32 {
-        if self.gone.load(Ordering::SeqCst) {
+        let _outside = Outside::enter();
+        let (gone, _) = self.steps.step();
+        if gone || self.gone.load(Ordering::SeqCst) {
             return u32::MAX;
         }
         let value = self.inner.read32(offset);
@@ -54,16 +135,25 @@ impl Mmio for Spy {
         value
     }
     fn write32(&self, offset: usize, value: u32) {
+        let _outside = Outside::enter();
+        let (gone, refused) = self.steps.step();
         (self.on_write)(offset, value);
-        if !self.gone.load(Ordering::SeqCst) {
+        if refused && offset == offset::CMDQ_PROD {
+            damage_last_command(&self.model, value);
+        }
+        if !gone && !self.gone.load(Ordering::SeqCst) {
             self.inner.write32(offset, value);
         }
     }
     fn read64(&self, offset: usize) -> u64 {
-        self.inner.read64(offset)
+        let _outside = Outside::enter();
+        if self.steps.step().0 { u64::MAX } else { self.inner.read64(offset) }
     }
     fn write64(&self, offset: usize, value: u64) {
-        self.inner.write64(offset, value);
+        let _outside = Outside::enter();
+        if !self.steps.step().0 {
+            self.inner.write64(offset, value);
+        }
     }
 }
 
@@ -71,6 +161,34 @@ impl Mmio for Spy {
 pub struct SpyPlatform {
     inner: ModelPlatform,
     irq: Arc<Mutex<Option<Irq>>>,
+    steps: Steps,
+    /// Whether DMA memory is to be had now.
+    memory: fn() -> bool,
+    /// A clock of its own, in nanoseconds, which goes on by a tenth of a millisecond in each turn of a waiting loop.
+    clock: Option<Arc<AtomicU64>>,
+}
+
+impl SpyPlatform {
+    pub fn new(model: &Model) -> SpyPlatform {
+        let (irq, steps) = (Arc::default(), Steps::default());
+        SpyPlatform { inner: model.platform(), irq, steps, memory: || true, clock: None }
+    }
+
+    /// Time passes only for those who wait: no deadline depends on how busy the machine is.
+    pub fn own_clock(mut self) -> SpyPlatform {
+        self.clock = Some(Arc::default());
+        self
+    }
+
+    pub fn steps(mut self, steps: Steps) -> SpyPlatform {
+        self.steps = steps;
+        self
+    }
+
+    pub fn memory(mut self, memory: fn() -> bool) -> SpyPlatform {
+        self.memory = memory;
+        self
+    }
 }
 
 thread_local!(static IN_IRQ: Cell<bool> = const { Cell::new(false) });
@@ -82,12 +200,18 @@ impl Platform for SpyPlatform {
         self.inner.window()
     }
     fn dma_alloc(&self, size: usize, align: usize) -> Option<PhysAddr> {
+        if !(self.memory)() {
+            return None;
+        }
+        let _outside = Outside::enter();
         self.inner.dma_alloc(size, align)
     }
     fn dma_free(&self, addr: PhysAddr, size: usize, align: usize) {
+        let _outside = Outside::enter();
         self.inner.dma_free(addr, size, align);
     }
     fn full_barrier(&self) {
+        let _outside = Outside::enter();
         self.inner.full_barrier();
         let irq = if IN_IRQ.get() { None } else { self.irq.lock().unwrap().take() };
         if let Some(irq) = irq {
@@ -97,16 +221,30 @@ impl Platform for SpyPlatform {
         }
     }
     fn write_barrier(&self) {
+        let _outside = Outside::enter();
         self.inner.write_barrier();
     }
     fn read_barrier(&self) {
+        let _outside = Outside::enter();
         self.inner.read_barrier();
     }
     fn now_ns(&self) -> u64 {
-        self.inner.now_ns()
+        self.clock.as_ref().map_or_else(|| self.inner.now_ns(), |clock| clock.load(Ordering::SeqCst))
     }
     fn relax(&self) {
-        self.inner.relax();
+        match &self.clock {
+            Some(clock) => drop(clock.fetch_add(100_000, Ordering::SeqCst)),
+            None => self.inner.relax(),
+        }
+    }
+    fn ats_enable(&self, smmu: u8, sid: u32, stu: u8) -> bool {
+        let _outside = Outside::enter();
+        let (gone, refused) = self.steps.step();
+        !gone && !refused && self.inner.ats_enable(smmu, sid, stu)
+    }
+    fn ats_disable(&self, smmu: u8, sid: u32) {
+        let _outside = Outside::enter();
+        self.inner.ats_disable(smmu, sid);
     }
     fn cpu_hint(&self) -> usize {
         self.inner.cpu_hint()
@@ -115,7 +253,7 @@ impl Platform for SpyPlatform {
 
 /// An `Iommu` over the model whose next full barrier runs what is in `irq`.
 pub fn interruptible(model: &Model, irq: Arc<Mutex<Option<Irq>>>) -> Iommu<SpyPlatform> {
-    Iommu::new(SpyPlatform { inner: model.platform(), irq }).unwrap()
+    Iommu::new(SpyPlatform { irq, ..SpyPlatform::new(model) }).unwrap()
 }
 
 /// An `Iommu` over the model, and registers with a hook for writes.
