@@ -91,6 +91,7 @@ impl Mmio for Tap {
 impl Platform for Tapped {
     type Mmio = Tap;
     type RawMutex = <QemuPlatform as Platform>::RawMutex;
+    type Rcu = <QemuPlatform as Platform>::Rcu;
 
     fn window(&self) -> &DmaWindow {
         self.0.window()

@@ -50,6 +50,7 @@ fn thread_number() -> usize {
 impl Platform for ModelPlatform {
     type Mmio = ModelMmio;
     type RawMutex = spin::mutex::SpinMutex<()>;
+    type Rcu = smmuv3::rcu::ShardedRcu<Self::RawMutex>;
 
     fn window(&self) -> &DmaWindow {
         &self.0.window

@@ -113,6 +113,7 @@ impl RelaxStrategy for YieldNow {
 impl Platform for QemuPlatform {
     type Mmio = QemuMmio;
     type RawMutex = SpinMutex<(), YieldNow>;
+    type Rcu = smmuv3::rcu::ShardedRcu<Self::RawMutex>;
 
     fn window(&self) -> &DmaWindow {
         self.shared.ram.window()

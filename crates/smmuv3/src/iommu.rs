@@ -1,8 +1,8 @@
 //! The root object: SMMUs, devices, domains.
 
+use crate::primitive::Ordering;
 use arrayvec::ArrayVec;
 use core::fmt;
-use core::sync::atomic::Ordering;
 
 use crate::arch::{Command, Event, Features, Stage};
 use crate::attach::{Device, DeviceInner, MAX_STREAMS};

@@ -37,7 +37,7 @@
 //! |---|---|
 //! | [`arch`] | what the specification says, as data |
 //! | [`platform`] | what the host gives |
-//! | `rcu` | read sections and grace periods |
+//! | [`rcu`] | read sections and grace periods |
 //! | `invs` | the invalidation array |
 //! | `queue` | command and event queue |
 //! | `table` | stream table, CD tables, the hitless entry writer |
@@ -57,6 +57,7 @@ extern crate alloc;
 
 pub mod arch;
 pub mod platform;
+pub mod rcu;
 
 mod attach;
 mod domain;
@@ -64,8 +65,8 @@ mod invalidate;
 mod invs;
 mod iommu;
 mod pgtable;
+mod primitive;
 mod queue;
-mod rcu;
 mod shared;
 mod smmu;
 mod table;

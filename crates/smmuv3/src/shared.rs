@@ -5,7 +5,8 @@ use allocator_api2::boxed::Box;
 use core::fmt;
 use core::ops::Deref;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering, fence};
+
+use crate::primitive::{AtomicUsize, Ordering, fence};
 
 struct Counted<T> {
     owners: AtomicUsize,

@@ -2,8 +2,8 @@
 
 extern crate std;
 
+use crate::primitive::{AtomicU64, AtomicUsize, Ordering, fence};
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::Mutex;
 use std::time::Instant;
 use std::vec::Vec;
@@ -125,6 +125,7 @@ impl Mmio for NoMmio {
 impl Platform for TestPlatform {
     type Mmio = NoMmio;
     type RawMutex = spin::mutex::SpinMutex<()>;
+    type Rcu = crate::rcu::ShardedRcu<Self::RawMutex>;
 
     fn window(&self) -> &DmaWindow {
         &self.0.window

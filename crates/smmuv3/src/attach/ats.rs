@@ -1,6 +1,6 @@
 //! Turning ATS on and off in a device, in the order that keeps its ATC honest.
 
-use core::sync::atomic::Ordering;
+use crate::primitive::Ordering;
 
 use crate::arch::{ATC_INV_ALL, Command};
 use crate::domain::GuestSte;

@@ -1,20 +1,18 @@
 //! Devices, and the domain of a device's own: that of traffic without a PASID.
 
-use allocator_api2::boxed::Box;
+use crate::primitive::{AtomicBool, Ordering};
 use allocator_api2::vec::Vec;
 use arrayvec::ArrayVec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering};
 use lock_api::Mutex;
 
 use super::{AttachError, Unconfirmed};
 use crate::arch::{Shape, Stage, Ste};
 use crate::domain::{Nested, NestedDomain, Owner, Paging, PagingDomain, find_tag};
 use crate::invalidate::flush_tag;
-use crate::invs::{InvArray, Key, Kind, NotPresent};
+use crate::invs::{Key, Kind, Merged};
 use crate::platform::Platform;
 use crate::queue::QueueError;
-use crate::rcu::Retired;
 use crate::shared::Shared;
 use crate::smmu::{Fleet, Smmu, SmmuId};
 use crate::table::CdTable;
@@ -73,7 +71,7 @@ pub(super) struct PasidBinding<P: Platform> {
 /// A merged array that is ready to be published, with the entries that it has more.
 pub(super) struct Prepared {
     pub(super) keys: Keys,
-    merged: Box<InvArray>,
+    merged: Merged,
 }
 
 impl Prepared {
@@ -201,13 +199,12 @@ impl<P: Platform> DeviceInner<P> {
             }
         };
         let tag = prepared.tag();
-        let (keys, superseded) = self.publish(&owner, prepared);
-        let superseded = self.before_ats(ats, superseded);
+        let keys = self.publish(&owner, prepared, ats);
 
         let written = self.write_rid(&state, &to, tag, ats, !state.pasids.is_empty());
         // What the device remembers of where it was must go before that domain forgets the device.
         let settled = written.and_then(|()| if ats && was_on { self.flush_atc(None) } else { Ok(()) });
-        self.change_over(&mut state, settled, to, keys, was_on && !ats, superseded)?;
+        self.change_over(&mut state, settled, to, keys, was_on && !ats)?;
         Ok(())
     }
 
@@ -223,7 +220,7 @@ impl<P: Platform> DeviceInner<P> {
         let ats = was_on && self.wants_ats(&to, pasids);
         let written = self.write_rid(&state, &to, 0, ats, pasids);
         let settled = written.and_then(|()| if ats { self.flush_atc(None) } else { Ok(()) });
-        self.change_over(&mut state, settled, to, Keys::new(), was_on && !ats, None)
+        self.change_over(&mut state, settled, to, Keys::new(), was_on && !ats)
     }
 
     /// From the point where the SMMU has confirmed the change, or not, to the end.
@@ -234,7 +231,6 @@ impl<P: Platform> DeviceInner<P> {
         to: Rid<P>,
         keys: Keys,
         ats_off: bool,
-        superseded: Option<Retired<InvArray>>,
     ) -> Result<(), Unconfirmed> {
         if let Err(cause) = confirmed {
             // Entries with a guest's VMID may stay in the TLB: nobody may get it after the vSMMU.
@@ -244,9 +240,7 @@ impl<P: Platform> DeviceInner<P> {
                 }
             }
             let owners = [state.rid.owner(), to.owner()];
-            let unconfirmed = self.give_up(state, cause, owners.into_iter().flatten());
-            Retired::free(&self.fleet.rcu, [superseded]);
-            return Err(unconfirmed);
+            return Err(self.give_up(state, cause, owners.into_iter().flatten()));
         }
         let old = core::mem::replace(&mut state.rid, to);
         let old_keys = core::mem::replace(&mut state.rid_keys, keys);
@@ -254,8 +248,8 @@ impl<P: Platform> DeviceInner<P> {
             Rid::Nested(nested) => Some(&*nested.vsmmu),
             _ => None,
         };
-        let purged = old.owner().and_then(|owner| {
-            self.leave(&owner, &old_keys, |key| match vsmmu {
+        if let Some(owner) = old.owner() {
+            owner.invs().leave(&old_keys, |key| match vsmmu {
                 // The VMID stays the vSMMU's; it must only be clean.
                 Some(vsmmu) => {
                     if self.smmu.run([flush_tag(key)]).is_err() {
@@ -264,32 +258,21 @@ impl<P: Platform> DeviceInner<P> {
                     }
                 }
                 None => self.flush_and_free(&owner, key),
-            })
-        });
-        self.grace(&old_keys, [superseded, purged]);
+            });
+        }
+        self.grace(&old_keys);
+        if let Some(owner) = old.owner() {
+            owner.invs().reclaim();
+        }
         if ats_off {
             self.turn_ats_off();
         }
         Ok(())
     }
 
-    /// Between publishing entries for an ATC and letting the device fill it, everybody who is still working with the old array must be through.
-    ///
-    /// Without ATS the order of publication and the first walk is enough. But a device that joins others under a tag need not walk: its translation
-    /// request may hit a TLB entry that a thread with the old array is about to invalidate. Nobody would tell the device's ATC.
-    pub(super) fn before_ats(&self, ats: bool, superseded: Retired<InvArray>) -> Option<Retired<InvArray>> {
-        if !ats {
-            return Some(superseded);
-        }
-        Retired::free(&self.fleet.rcu, [Some(superseded)]);
-        None
-    }
-
-    /// Waits until nobody sends ATC_INV because of `keys` any more, and frees superseded arrays.
-    pub(super) fn grace(&self, keys: &[Key], superseded: [Option<Retired<InvArray>>; 2]) {
-        let any_superseded = superseded.iter().any(Option::is_some);
-        Retired::free(&self.fleet.rcu, superseded);
-        if !any_superseded && keys.iter().any(|key| matches!(key.kind(), Kind::Ats | Kind::AtsFull)) {
+    /// Waits until nobody sends ATC_INV because of `keys` any more.
+    pub(super) fn grace(&self, keys: &[Key]) {
+        if keys.iter().any(|key| matches!(key.kind(), Kind::Ats | Kind::AtsFull)) {
             self.fleet.rcu.synchronize();
         }
     }
@@ -350,37 +333,22 @@ impl<P: Platform> DeviceInner<P> {
     }
 
     fn merge(&self, owner: &Owner<P>, keys: Keys) -> Result<Prepared, AttachError> {
-        let merged = owner.invs().load().merge(&keys).and_then(Box::try_new).map_err(|_| AttachError::NoMemory)?;
+        let merged = owner.invs().merge(&keys).map_err(|_| AttachError::NoMemory)?;
         Ok(Prepared { keys, merged })
     }
 
     /// Publishes what was prepared.
-    pub(super) fn publish(&self, owner: &Owner<P>, prepared: Prepared) -> (Keys, Retired<InvArray>) {
-        (prepared.keys, owner.invs().publish(prepared.merged))
-    }
-
-    /// Takes one user of each of `keys` from the array of a domain that the device has left. `last_tag` is called for a tag that lost its
-    /// last user. Returns the array's old version if it was purged.
-    pub(super) fn leave(
-        &self,
-        owner: &Owner<P>,
-        keys: &[Key],
-        mut last_tag: impl FnMut(Key),
-    ) -> Option<Retired<InvArray>> {
-        let array = owner.invs().load();
-        let result = array.unref(keys, |key| {
-            if matches!(key.kind(), Kind::S1Asid | Kind::S2Vmid) {
-                last_tag(key);
-            }
-        });
-        // The entries were merged when the device was attached.
-        debug_assert_eq!(result, Ok::<(), NotPresent>(()));
-        let (len, trash) = array.counts();
-        let purged = if trash * 2 > len { array.purge().ok().flatten() } else { None };
-        drop(array);
-        // Without memory the trash simply stays.
-        let purged = Box::try_new(purged?).ok()?;
-        Some(owner.invs().publish(purged))
+    ///
+    /// Between publishing entries for an ATC and letting the device fill it, everybody who is still working with the old array must be through.
+    /// Without ATS the order of publication and the first walk is enough. But a device that joins others under a tag need not walk: its translation
+    /// request may hit a TLB entry that a thread with the old array is about to invalidate. Nobody would tell the device's ATC.
+    pub(super) fn publish(&self, owner: &Owner<P>, prepared: Prepared, ats: bool) -> Keys {
+        owner.invs().publish(prepared.merged);
+        if ats {
+            self.fleet.rcu.synchronize();
+        }
+        owner.invs().reclaim();
+        prepared.keys
     }
 
     /// The tag rule: a tag that stands in no array is clean before it is given out again.

@@ -1,6 +1,6 @@
 //! PASIDs: domains beside the device's own, and the release of a table that somebody else owned.
 
-use core::sync::atomic::Ordering;
+use crate::primitive::Ordering;
 
 use super::device::{Device, DeviceInner, PasidBinding, Rid, State, check_compatible, check_shape};
 use super::write::stage1_cd;
@@ -103,13 +103,11 @@ impl<P: Platform> DeviceInner<P> {
             }
         };
         let tag = prepared.tag();
-        let (keys, superseded) = self_.publish(&owner, prepared);
+        let keys = self_.publish(&owner, prepared, ats);
         if let Owner::Sva(sva) = &owner {
             // Within what was reserved: only holders of the attach mutex add.
             sva.users.lock().extend([this.clone()]);
         }
-
-        let superseded = self_.before_ats(ats, superseded);
 
         let cd = stage1_cd(&shape, root, mair, tag).encode();
         let written = self_.write_cd(state, pasid, cd, !leaf_added).and_then(|()| match state.rid {
@@ -118,12 +116,10 @@ impl<P: Platform> DeviceInner<P> {
             Rid::Paging(_) | Rid::Nested(_) => Ok(()),
         });
         state.pasids.insert(place, PasidBinding { pasid, owner: owner.clone(), keys });
-        let result = written.map_err(|cause| {
+        written.map_err(|cause| {
             let owners = [Some(owner), state.rid.owner()];
             self_.give_up(state, cause, owners.into_iter().flatten()).into()
-        });
-        self_.grace(&[], [superseded, None]);
-        result
+        })
     }
 
     fn detach_pasid(&self, pasid: u32) -> Result<(), Unconfirmed> {
@@ -155,8 +151,9 @@ impl<P: Platform> DeviceInner<P> {
                 users.swap_remove(place);
             }
         }
-        let purged = self.leave(&owner, &keys, |key| self.flush_and_free(&owner, key));
-        self.grace(&keys, [purged, None]);
+        owner.invs().leave(&keys, |key| self.flush_and_free(&owner, key));
+        self.grace(&keys);
+        owner.invs().reclaim();
         if was_on && !ats {
             self.turn_ats_off();
         }

@@ -25,9 +25,8 @@ pub use vsmmu::{GuestCommandError, GuestCommandFault, MapStreamError, VSmmu, VSm
 
 use arrayvec::ArrayVec;
 
-use crate::invs::{InvArray, Key, Kind};
+use crate::invs::{Invs, Key, Kind};
 use crate::platform::Platform;
-use crate::rcu::Published;
 use crate::shared::Shared;
 
 /// An entry of a domain's invalidation array, for people.
@@ -46,7 +45,7 @@ pub(crate) enum Owner<P: Platform> {
 }
 
 impl<P: Platform> Owner<P> {
-    pub(crate) fn invs(&self) -> &Published<InvArray, P> {
+    pub(crate) fn invs(&self) -> &Invs<P> {
         match self {
             Owner::Paging(domain) => &domain.invs,
             Owner::Sva(domain) => &domain.invs,
@@ -83,7 +82,7 @@ impl<P: Platform> Clone for Owner<P> {
 /// A domain's own tag on an SMMU, if it has one there: the array is what knows.
 ///
 /// A VMID that comes with a stage 1 clear belongs to a vSMMU, not to the domain.
-pub(crate) fn find_tag<P: Platform>(invs: &Published<InvArray, P>, kind: Kind, smmu: u8) -> Option<Key> {
+pub(crate) fn find_tag<P: Platform>(invs: &Invs<P>, kind: Kind, smmu: u8) -> Option<Key> {
     let array = invs.load();
     let of_vsmmu = |key: Key| {
         let clear = Key::new(smmu, Kind::S2VmidS1Clear, key.id(), 0);
@@ -95,7 +94,7 @@ pub(crate) fn find_tag<P: Platform>(invs: &Published<InvArray, P>, kind: Kind, s
 }
 
 /// Calls `each` for every entry that has a user, in order, outside of any read section.
-pub(crate) fn for_each_owed<P: Platform>(invs: &Published<InvArray, P>, mut each: impl FnMut(Owed)) {
+pub(crate) fn for_each_owed<P: Platform>(invs: &Invs<P>, mut each: impl FnMut(Owed)) {
     let mut last = None;
     loop {
         let some: ArrayVec<Owed, 16> = invs

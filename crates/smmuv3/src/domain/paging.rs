@@ -4,10 +4,9 @@ use core::fmt;
 
 use super::{Owed, for_each_owed};
 use crate::arch::{AddrSize, BadShape, Granule, Shape, Stage};
-use crate::invs::InvArray;
+use crate::invs::Invs;
 use crate::pgtable::PageTable;
 use crate::platform::Platform;
-use crate::rcu::Published;
 use crate::shared::Shared;
 use crate::smmu::Fleet;
 
@@ -56,7 +55,7 @@ pub(crate) struct Paging<P: Platform> {
     pub(crate) fleet: Shared<Fleet<P>>,
     pub(crate) table: PageTable<P>,
     /// Replaced and unref'd only under the attach mutex.
-    pub(crate) invs: Published<InvArray, P>,
+    pub(crate) invs: Invs<P>,
 }
 
 impl<P: Platform> PagingDomain<P> {
@@ -69,7 +68,7 @@ impl<P: Platform> PagingDomain<P> {
         }
         let no_memory = |_| DomainError::NoMemory;
         let table = PageTable::new(&fleet.platform, shape).ok_or(DomainError::NoMemory)?;
-        let invs = Published::try_new(InvArray::empty(), fleet.rcu.clone()).map_err(no_memory)?;
+        let invs = Invs::try_new(fleet.rcu.clone()).map_err(no_memory)?;
         Ok(PagingDomain(Shared::try_new(Paging { fleet: fleet.clone(), table, invs }).map_err(no_memory)?))
     }
 

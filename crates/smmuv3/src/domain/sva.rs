@@ -1,15 +1,14 @@
 //! Shared virtual addressing: a table that somebody else owns (a CPU's process), for a PASID.
 
+use crate::primitive::{AtomicBool, Ordering};
 use allocator_api2::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
 use lock_api::Mutex;
 
 use super::{DomainError, Owed, for_each_owed};
 use crate::arch::{Shape, Stage};
 use crate::attach::DeviceInner;
-use crate::invs::InvArray;
+use crate::invs::Invs;
 use crate::platform::{PhysAddr, Platform};
-use crate::rcu::Published;
 use crate::shared::Shared;
 use crate::smmu::Fleet;
 
@@ -37,7 +36,7 @@ pub(crate) struct Sva<P: Platform> {
     pub(crate) table: SvaTable,
     pub(crate) shape: Shape,
     /// Replaced and unref'd only under the attach mutex.
-    pub(crate) invs: Published<InvArray, P>,
+    pub(crate) invs: Invs<P>,
     /// The table is gone: whoever is attached faults. Changed only under the attach mutex.
     pub(crate) released: AtomicBool,
     /// A device for each attached PASID; those of one device stand as often. Changed only under the attach mutex.
@@ -49,7 +48,7 @@ impl<P: Platform> SvaDomain<P> {
         let Geometry { granule, input_bits, output_size } = table.geometry;
         let shape = Shape::new(Stage::S1, granule, input_bits, output_size)?;
         let no_memory = |_| DomainError::NoMemory;
-        let invs = Published::try_new(InvArray::empty(), fleet.rcu.clone()).map_err(no_memory)?;
+        let invs = Invs::try_new(fleet.rcu.clone()).map_err(no_memory)?;
         let sva = Sva {
             fleet: fleet.clone(),
             table,

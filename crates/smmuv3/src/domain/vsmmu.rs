@@ -3,7 +3,7 @@
 //! A guest's command is read into its typed form, checked against a list, and written anew with the vSMMU's VMID and the host's StreamIDs: nothing
 //! that the guest wrote reaches the host's queue as it was.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use crate::primitive::{AtomicBool, Ordering};
 
 use allocator_api2::vec::Vec;
 use lock_api::Mutex;

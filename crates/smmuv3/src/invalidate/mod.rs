@@ -16,11 +16,10 @@ use arrayvec::ArrayVec;
 use crate::arch::regs::CmdqError;
 use crate::arch::{Granule, Prot};
 use crate::domain::{Paging, PagingDomain};
-use crate::invs::{InvArray, Key, Kind};
+use crate::invs::{Invs, Key, Kind};
 use crate::pgtable::{DeadTables, MapCause};
 use crate::platform::{Iova, PhysAddr, Platform};
 use crate::queue::{QueueError, Submission, Ticket};
-use crate::rcu::Published;
 use crate::shared::Shared;
 use crate::smmu::{Fleet, MAX_SMMUS, Smmu, SmmuId};
 use commands::push_commands;
@@ -284,7 +283,7 @@ impl<P: Platform> Paging<P> {
 /// Carries out everything that an array lists after `change`. Returns the rounds of waiting.
 pub(crate) fn invalidate<P: Platform>(
     fleet: &Fleet<P>,
-    invs: &Published<InvArray, P>,
+    invs: &Invs<P>,
     change: &Change,
 ) -> Result<u32, InvalidateError> {
     // Entering the read section passes barrier (A): the change of the descriptors comes before the load of the array.

@@ -2,9 +2,9 @@
 
 use allocator_api2::alloc::AllocError;
 use allocator_api2::vec::Vec;
-use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::entry::{Entry, Key};
+use crate::primitive::{AtomicUsize, Ordering};
 
 /// A sorted array of the invalidations that a domain owes.
 ///
@@ -27,7 +27,7 @@ pub(crate) struct NotPresent(pub(crate) Key);
 
 impl InvArray {
     /// An array with no entries; allocates nothing.
-    pub(crate) const fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         InvArray { entries: Vec::new(), len: AtomicUsize::new(0), trash: AtomicUsize::new(0) }
     }
 

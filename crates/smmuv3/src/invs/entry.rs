@@ -1,7 +1,8 @@
 //! One invalidation that is owed.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::primitive::{AtomicU32, Ordering};
 
 /// What must be invalidated, in the order in which it must take effect on one SMMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

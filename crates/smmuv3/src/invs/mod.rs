@@ -6,7 +6,9 @@
 //! [unref](InvArray::unref) in place.
 
 mod array;
+mod cell;
 mod entry;
 
 pub(crate) use array::{InvArray, NotPresent};
+pub(crate) use cell::{Invs, Merged};
 pub use entry::{Key, Kind};

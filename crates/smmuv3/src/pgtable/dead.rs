@@ -1,7 +1,7 @@
 //! Tables that were taken out and wait to be freed: a list through their own first words.
 
-use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use crate::primitive::AtomicU64;
+use crate::primitive::Ordering::{Acquire, Relaxed, Release};
 
 use super::{DEAD, PageTable};
 use crate::platform::{PhysAddr, Platform};

@@ -1,6 +1,6 @@
 //! Mapping: from the top down, adding tables where there are none, in the largest leaves that fit.
 
-use core::sync::atomic::Ordering::{AcqRel, Acquire};
+use crate::primitive::Ordering::{AcqRel, Acquire};
 
 use super::{PageTable, Slot};
 use crate::arch::{Desc, Prot};

@@ -18,8 +18,8 @@ mod unmap;
 pub(crate) use dead::DeadTables;
 pub(crate) use map::MapCause;
 
-use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::{Acquire, Relaxed};
+use crate::primitive::AtomicU64;
+use crate::primitive::Ordering::{Acquire, Relaxed};
 
 use crate::arch::{Desc, DescKind, Shape};
 use crate::platform::{DmaBox, Iova, PhysAddr, Platform};

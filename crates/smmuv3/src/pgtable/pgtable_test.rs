@@ -239,7 +239,7 @@ fn a_table_is_taken_out_when_an_unmap_covers_it_and_not_before() {
 fn threads_on_different_pages_do_not_disturb_each_other() {
     let platform = TestPlatform::new(4096);
     let table = table(&platform, Stage::S1, Granule::K4, 39);
-    let rcu = crate::rcu::Rcu::new(platform.clone());
+    let rcu = crate::rcu::Sections::new(platform.clone());
     thread::scope(|scope| {
         for thread in 0..4u64 {
             let (table, rcu) = (&table, &rcu);
@@ -280,7 +280,7 @@ fn threads_on_different_pages_do_not_disturb_each_other() {
 fn overlapping_callers_lose_no_page_and_no_memory() {
     let platform = TestPlatform::new(4096);
     let table = table(&platform, Stage::S1, Granule::K4, 39);
-    let rcu = crate::rcu::Rcu::new(platform.clone());
+    let rcu = crate::rcu::Sections::new(platform.clone());
     let (mapped, unmapped) = thread::scope(|scope| {
         let mapper = scope.spawn(|| {
             let maps = (0..20_000u64).filter(|i| {

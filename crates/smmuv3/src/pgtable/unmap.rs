@@ -1,7 +1,7 @@
 //! Unmapping: leaves are cleared, tables that the range covers wholly are taken out.
 
-use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::{AcqRel, Acquire};
+use crate::primitive::AtomicU64;
+use crate::primitive::Ordering::{AcqRel, Acquire};
 
 use super::{DEAD, DeadTables, PageTable, Slot};
 use crate::platform::{Iova, PhysAddr, Platform};

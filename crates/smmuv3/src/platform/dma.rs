@@ -1,8 +1,8 @@
 //! An owned piece of DMA memory.
 
+use crate::primitive::Ordering::Relaxed;
+use crate::primitive::{AtomicBool, AtomicU64};
 use core::fmt;
-use core::sync::atomic::Ordering::Relaxed;
-use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::{PhysAddr, Platform};
 

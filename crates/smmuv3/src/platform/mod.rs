@@ -79,6 +79,8 @@ pub trait Platform: Clone + Send + Sync + 'static {
     /// detach, taking events and errors. Where interrupt handlers make such calls, the lock must mask interrupts. Attach and detach also
     /// wait, and are not for interrupt handlers at all.
     type RawMutex: lock_api::RawMutex + Send + Sync;
+    /// Read sections and grace periods: the kernel's own, or [`ShardedRcu`](crate::rcu::ShardedRcu). Each `Iommu` makes one.
+    type Rcu: crate::rcu::Rcu;
 
     /// The window that all DMA memory lies in. Always the same one.
     fn window(&self) -> &DmaWindow;

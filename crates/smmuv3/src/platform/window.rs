@@ -5,10 +5,10 @@
 //! into memory. Structures of the SMMU are all 64-bit words that hardware reads (and queues that it writes) at
 //! any time, so memory is only ever seen as [`AtomicU64`].
 
+use crate::primitive::AtomicU64;
 use alloc::sync::Arc;
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::AtomicU64;
 
 use super::PhysAddr;
 

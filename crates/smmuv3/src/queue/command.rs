@@ -6,8 +6,8 @@
 //! A command that the SMMU refuses stops the queue (§7.1). Whoever looks next replaces it with a CMD_SYNC that does nothing, remembers its
 //! position, and lets the queue go on; the owner of the ticket that covers the position gets the error. No other command is lost.
 
+use crate::primitive::Ordering::Relaxed;
 use arrayvec::ArrayVec;
-use core::sync::atomic::Ordering::Relaxed;
 use lock_api::Mutex;
 
 use super::Deadline;

@@ -1,6 +1,6 @@
 //! The event queue.
 
-use core::sync::atomic::Ordering::Relaxed;
+use crate::primitive::Ordering::Relaxed;
 
 use crate::arch::regs::{self, offset};
 use crate::arch::{Event, RawEvent};

@@ -3,77 +3,127 @@
 use allocator_api2::alloc::AllocError;
 use allocator_api2::boxed::Box;
 use core::ops::Deref;
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::ptr;
 
-use super::{Rcu, ReadGuard};
+use super::{Guard, Sections};
 use crate::platform::Platform;
+use crate::primitive::{AtomicPtr, Ordering};
 use crate::shared::Shared;
+
+/// One version of a published value.
+pub(crate) struct Version<T> {
+    value: T,
+    /// Of a superseded version: another that was superseded.
+    next: AtomicPtr<Version<T>>,
+}
+
+impl<T> Version<T> {
+    pub(crate) fn try_new(value: T) -> Result<Box<Self>, AllocError> {
+        Box::try_new(Version { value, next: AtomicPtr::new(ptr::null_mut()) })
+    }
+}
 
 /// A `T` that readers may load at any time and a writer may replace.
 ///
+/// Superseded versions wait in a list until [`reclaim`](Self::reclaim) finds a grace period, or the cell is dropped.
+///
 /// # Invariants
-/// - `value` came from a `Box`, which this cell owns.
-/// - A value that was replaced is freed only after a grace period of `rcu`, the one that readers enter.
+/// - `current` and all of `superseded` came from `Box`es, which this cell owns; each stands in one place.
+/// - A version is freed only after a grace period of `sections`, the ones that readers enter, that began after the version was superseded; or when
+///   nobody can borrow the cell any more.
 pub(crate) struct Published<T, P: Platform> {
-    value: AtomicPtr<T>,
-    rcu: Shared<Rcu<P>>,
+    current: AtomicPtr<Version<T>>,
+    superseded: AtomicPtr<Version<T>>,
+    sections: Shared<Sections<P>>,
 }
 
-/// A version that readers may still be using. Forgotten, not freed, if it is dropped.
-pub(crate) struct Retired<T>(NonNull<T>);
-
-// SAFETY: a `Retired` owns its `T`, which readers on other threads may share.
-unsafe impl<T: Send + Sync> Send for Retired<T> {}
+// SAFETY: the cell owns its versions, and hands out `&T` on any thread.
+unsafe impl<T: Send + Sync, P: Platform> Send for Published<T, P> {}
+// SAFETY: as for `Send`.
+unsafe impl<T: Send + Sync, P: Platform> Sync for Published<T, P> {}
 
 /// A version that stays alive while this is.
-pub(crate) struct Loaded<'a, T> {
+pub(crate) struct Loaded<'a, T, P: Platform> {
     value: &'a T,
-    _section: ReadGuard<'a>,
+    _section: Guard<'a, P>,
 }
 
 impl<T: Send + Sync, P: Platform> Published<T, P> {
-    pub(crate) fn try_new(value: T, rcu: Shared<Rcu<P>>) -> Result<Self, AllocError> {
-        Ok(Published { value: AtomicPtr::new(Box::into_raw(Box::try_new(value)?)), rcu })
+    pub(crate) fn try_new(value: T, sections: Shared<Sections<P>>) -> Result<Self, AllocError> {
+        let current = AtomicPtr::new(Box::into_raw(Version::try_new(value)?));
+        Ok(Published { current, superseded: AtomicPtr::new(ptr::null_mut()), sections })
     }
 
     /// Enters a read section, then loads the version that is published now.
-    pub(crate) fn load(&self) -> Loaded<'_, T> {
-        let section = self.rcu.enter();
+    pub(crate) fn load(&self) -> Loaded<'_, T, P> {
+        let section = self.sections.enter();
         // Acquire: the contents come after the pointer. Partner: the Release in `publish`.
-        let value = self.value.load(Ordering::Acquire);
+        let current = self.current.load(Ordering::Acquire);
         // SAFETY: from a `Box` (invariant 1), and loaded inside a read section that lasts as long as the reference: its
         // freeing waits for this reader (invariant 2).
-        Loaded { value: unsafe { &*value }, _section: section }
+        let version = unsafe { &*current };
+        Loaded { value: &version.value, _section: section }
     }
 
-    /// Replaces the value. The old version goes to [`Retired::free`].
+    /// Replaces the value.
     ///
     /// The caller orders what it does next, for which readers must see the new version, with a barrier.
-    pub(crate) fn publish(&self, value: Box<T>) -> Retired<T> {
-        let old = self.value.swap(Box::into_raw(value), Ordering::AcqRel);
-        // SAFETY: from `Box::into_raw`, so not null.
-        Retired(unsafe { NonNull::new_unchecked(old) })
+    pub(crate) fn publish(&self, version: Box<Version<T>>) {
+        let old = self.current.swap(Box::into_raw(version), Ordering::AcqRel);
+        self.put_back(old);
     }
-}
 
-impl<T> Retired<T> {
-    /// Waits for a grace period, then frees all of `retired`.
-    ///
-    /// `rcu` is the one of the cells they came from. There is one for each `Iommu`, and cells do not leave theirs.
-    pub(crate) fn free<P: Platform, const N: usize>(rcu: &Rcu<P>, retired: [Option<Retired<T>>; N]) {
-        if retired.iter().all(Option::is_none) {
+    /// Frees the versions that were superseded before, if that takes no long wait for readers. If it would, they stay for the next time.
+    pub(crate) fn reclaim(&self) {
+        // Acquire: the links come after the head. Partner: the Release in `put_back`.
+        let chain = self.superseded.swap(ptr::null_mut(), Ordering::Acquire);
+        if chain.is_null() {
             return;
         }
-        rcu.synchronize();
-        for Retired(value) in retired.into_iter().flatten() {
-            // SAFETY: from a `Box`, no longer published, and no reader can have it any more after the grace period.
-            drop(unsafe { Box::from_raw(value.as_ptr()) });
+        if self.sections.try_synchronize() {
+            // SAFETY: from the list, so superseded, and in no other place now; a grace period has passed since (invariant 2).
+            unsafe { free(chain) };
+        } else {
+            self.put_back(chain);
+        }
+    }
+
+    /// Adds a chain of superseded versions to the list.
+    fn put_back(&self, chain: *mut Version<T>) {
+        let mut last = chain;
+        let last = loop {
+            // SAFETY: alive, being in a chain that this cell owns and nobody frees meanwhile: it is in no list.
+            let version = unsafe { &*last };
+            match version.next.load(Ordering::Relaxed) {
+                next if next.is_null() => break version,
+                next => last = next,
+            }
+        };
+        let mut head = self.superseded.load(Ordering::Relaxed);
+        loop {
+            last.next.store(head, Ordering::Relaxed);
+            // Release: the links come before the head. Partner: the Acquire in `reclaim`.
+            match self.superseded.compare_exchange_weak(head, chain, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
         }
     }
 }
 
-impl<T> Deref for Loaded<'_, T> {
+/// Frees a chain of versions.
+///
+/// # Safety
+/// All came from `Box`es, which nobody else owns, and no reader has any of them.
+unsafe fn free<T>(mut chain: *mut Version<T>) {
+    while !chain.is_null() {
+        // SAFETY: the caller's promise.
+        let version = unsafe { Box::from_raw(chain) };
+        chain = version.next.load(Ordering::Relaxed);
+    }
+}
+
+impl<T, P: Platform> Deref for Loaded<'_, T, P> {
     type Target = T;
     fn deref(&self) -> &T {
         self.value
@@ -82,7 +132,10 @@ impl<T> Deref for Loaded<'_, T> {
 
 impl<T, P: Platform> Drop for Published<T, P> {
     fn drop(&mut self) {
-        // SAFETY: from a `Box` (invariant 1); `&mut self` says that no reader borrows the cell.
-        drop(unsafe { Box::from_raw(*self.value.get_mut()) });
+        // Relaxed: `&mut self` says that no reader borrows the cell, and that all that was done with it comes before.
+        for chain in [&self.current, &self.superseded] {
+            // SAFETY: from `Box`es that the cell owns (invariant 1), and no reader is left.
+            unsafe { free(chain.load(Ordering::Relaxed)) };
+        }
     }
 }

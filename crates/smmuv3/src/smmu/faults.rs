@@ -1,6 +1,6 @@
 //! What an SMMU has to say: events and global errors. Polled, or called from the host's interrupt handlers.
 
-use core::sync::atomic::Ordering;
+use crate::primitive::Ordering;
 
 use super::Smmu;
 use crate::arch::Event;

@@ -1,14 +1,13 @@
 //! All SMMUs of an `Iommu`, by their index: what invalidation looks an entry's SMMU up in.
 
+use crate::primitive::Ordering;
 use allocator_api2::alloc::AllocError;
-use allocator_api2::boxed::Box;
 use allocator_api2::vec::Vec;
-use core::sync::atomic::Ordering;
 use lock_api::Mutex;
 
 use super::{Smmu, SmmuId};
 use crate::platform::Platform;
-use crate::rcu::{Loaded, Published, Rcu, Retired};
+use crate::rcu::{Loaded, Published, Sections, Version};
 use crate::shared::Shared;
 
 /// SMMUs an `Iommu` can have.
@@ -20,7 +19,7 @@ pub(crate) struct Members<P: Platform>(Vec<Option<Shared<Smmu<P>>>>);
 /// All SMMUs of one `Iommu`, and what they share.
 pub(crate) struct Fleet<P: Platform> {
     pub(crate) platform: P,
-    pub(crate) rcu: Shared<Rcu<P>>,
+    pub(crate) rcu: Shared<Sections<P>>,
     /// The attach mutex: who changes an invalidation array, an STE, a CD or the fleet holds it. Unmapping never takes it.
     pub(crate) attach: Mutex<P::RawMutex, ()>,
     members: Published<Members<P>, P>,
@@ -34,13 +33,13 @@ impl<P: Platform> Members<P> {
 
 impl<P: Platform> Fleet<P> {
     pub(crate) fn new(platform: P) -> Result<Self, AllocError> {
-        let rcu = Shared::try_new(Rcu::new(platform.clone()))?;
+        let rcu = Shared::try_new(Sections::new(platform.clone()))?;
         let members = Published::try_new(Members(Vec::new()), rcu.clone())?;
         Ok(Fleet { platform, rcu, attach: Mutex::new(()), members })
     }
 
     /// The members now, in a read section.
-    pub(crate) fn load(&self) -> Loaded<'_, Members<P>> {
+    pub(crate) fn load(&self) -> Loaded<'_, Members<P>, P> {
         self.members.load()
     }
 
@@ -90,8 +89,9 @@ impl<P: Platform> Fleet<P> {
             Some(place) => *place = smmu,
             None => next.extend([smmu]),
         }
-        let old = self.members.publish(Box::try_new(Members(next))?);
-        Retired::free(&self.rcu, [Some(old)]);
+        self.members.publish(Version::try_new(Members(next))?);
+        self.rcu.synchronize();
+        self.members.reclaim();
         Ok(())
     }
 }

@@ -9,8 +9,8 @@ pub use fleet::RemoveSmmuError;
 pub(crate) use fleet::{Fleet, MAX_SMMUS};
 pub use reset::Unsupported;
 
+use crate::primitive::{AtomicBool, AtomicUsize};
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicUsize};
 use lock_api::Mutex;
 
 use crate::arch::{Command, Features, Ste};

@@ -3,7 +3,7 @@
 //! The order is the specification's (§6.3.9, §3.21, §3.11): stop traffic, stop translation, tables and queues, forget everything cached,
 //! events, interrupts, and last translation. Each register write that must be acknowledged is waited for, in bounded time.
 
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::primitive::{AtomicBool, AtomicUsize, Ordering};
 use lock_api::Mutex;
 
 use super::{AddSmmuError, Smmu, SmmuId, SmmuOptions};

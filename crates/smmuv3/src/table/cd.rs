@@ -1,8 +1,8 @@
 //! The CD table of one device: one CD, an array, or two levels with leaves added as PASIDs appear (IHI 0070 §3.3.2).
 
+use crate::primitive::AtomicU64;
+use crate::primitive::Ordering::Relaxed;
 use allocator_api2::vec::Vec;
-use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::Relaxed;
 
 use super::entry_at;
 use crate::arch::{CdFormat, Features, L1Cd};

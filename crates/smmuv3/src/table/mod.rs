@@ -9,8 +9,8 @@ pub(crate) use stream::StreamTable;
 pub use stream::StreamTableError;
 pub(crate) use writer::{Entry, Step, plan};
 
-use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::Relaxed;
+use crate::primitive::AtomicU64;
+use crate::primitive::Ordering::Relaxed;
 
 use crate::platform::Platform;
 

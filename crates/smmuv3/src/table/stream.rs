@@ -1,8 +1,8 @@
 //! The stream table: linear, or two-level with second levels added as streams appear (IHI 0070 §3.3.1).
 
+use crate::primitive::AtomicU64;
+use crate::primitive::Ordering::Relaxed;
 use allocator_api2::vec::Vec;
-use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::Relaxed;
 
 use super::entry_at;
 use crate::arch::{Features, L1Std, regs};

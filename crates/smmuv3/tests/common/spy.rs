@@ -196,6 +196,7 @@ thread_local!(static IN_IRQ: Cell<bool> = const { Cell::new(false) });
 impl Platform for SpyPlatform {
     type Mmio = Spy;
     type RawMutex = <ModelPlatform as Platform>::RawMutex;
+    type Rcu = <ModelPlatform as Platform>::Rcu;
     fn window(&self) -> &DmaWindow {
         self.inner.window()
     }
