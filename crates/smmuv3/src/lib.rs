@@ -64,6 +64,8 @@ mod domain;
 mod invalidate;
 mod invs;
 mod iommu;
+#[cfg(all(test, loom))]
+mod loom_tests;
 mod pgtable;
 mod primitive;
 mod queue;

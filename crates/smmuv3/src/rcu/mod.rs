@@ -6,7 +6,7 @@
 //! after one, and neither is a removed SMMU.
 //!
 //! [`ShardedRcu`] is the driver's own. A kernel that has read sections already brings them as its
-//! [`Platform::Rcu`](crate::platform::Platform::Rcu).
+//! [`Platform::Rcu`].
 
 mod cell;
 mod sharded;

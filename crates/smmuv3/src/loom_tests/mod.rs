@@ -1,0 +1,206 @@
+//! Models for the checker loom, which runs the driver's own code through every interleaving, and every value that a load may
+//! return under the memory model of the language, up to the bounds that each model states:
+//!
+//! ```sh
+//! RUSTFLAGS="--cfg loom" cargo test -p smmuv3 --lib --release --target-dir target/loom loom_tests
+//! ```
+//!
+//! The SMMU is a thread of the model. Where hardware orders a table walk behind the read of the entry above it by the dependency of addresses, the model
+//! has an Acquire load: that the dependency is enough under Arm's memory model is what `verify/litmus` shows. Barriers of the platform
+//! are fences here: Acquire for `DMB LD`, SeqCst for `DMB SY` and also for `DMB ST`. The language's model is weaker than Arm's, where all observers agree on
+//! the order of stores: with a Release fence for `DMB ST` it would allow what Arm forbids.
+//!
+//! For each barrier and step of these protocols, `verify/mutants.toml` has the variant without it, in which loom finds the failure.
+
+extern crate std;
+
+mod arrays;
+mod commands;
+mod grace;
+
+use alloc::string::ToString;
+use alloc::sync::Arc;
+use core::cell::Cell;
+use loom::sync::{Mutex, MutexGuard};
+use std::cell::UnsafeCell;
+use std::sync::OnceLock;
+use std::vec::Vec;
+
+use crate::platform::{DmaWindow, Mmio, PhysAddr, Platform};
+use crate::primitive::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::rcu::ShardedRcu;
+
+const BASE: u64 = 0x4000_0000;
+
+/// Explores `model`: all interleavings with at most `preemptions` preemptions, or all (`None`).
+fn explore(preemptions: Option<usize>, model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = preemptions;
+    builder.max_branches = 20_000;
+    let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counter = count.clone();
+    builder.check(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+        model();
+    });
+    let name = std::thread::current().name().unwrap_or_default().to_string();
+    let bound = preemptions.map_or("to exhaustion".into(), |bound| std::format!("up to {bound} preemptions"));
+    std::println!("{name}: {} executions, {bound}", count.load(Ordering::Relaxed));
+}
+
+loom::thread_local!(static CPU: Cell<usize> = Cell::new(0));
+
+/// From now on this thread runs on that CPU.
+fn run_on(cpu: usize) {
+    CPU.with(|current| current.set(cpu));
+}
+
+/// A platform with some words of memory, which are given out once.
+#[derive(Clone)]
+struct LoomPlatform(Arc<Inner>);
+
+struct Inner {
+    window: DmaWindow,
+    words: Arc<[AtomicU64]>,
+    given: std::sync::Mutex<usize>,
+}
+
+impl LoomPlatform {
+    fn new(words: usize) -> Self {
+        let words: Arc<[AtomicU64]> = (0..words).map(|_| AtomicU64::new(0)).collect();
+        let window = DmaWindow::from_words(words.clone(), PhysAddr(BASE));
+        LoomPlatform(Arc::new(Inner { window, words, given: std::sync::Mutex::new(0) }))
+    }
+
+    /// The words of memory, as the SMMU sees them.
+    fn words(&self) -> &[AtomicU64] {
+        &self.0.words
+    }
+}
+
+impl Platform for LoomPlatform {
+    type Mmio = Registers;
+    type RawMutex = LoomMutex;
+    type Rcu = ShardedRcu<LoomMutex>;
+
+    fn window(&self) -> &DmaWindow {
+        &self.0.window
+    }
+    fn dma_alloc(&self, size: usize, _align: usize) -> Option<PhysAddr> {
+        let mut given = self.0.given.lock().unwrap();
+        let at = *given;
+        *given += size;
+        (*given <= self.0.words.len() * 8).then_some(PhysAddr(BASE + at as u64))
+    }
+    fn dma_free(&self, _: PhysAddr, _: usize, _: usize) {}
+    fn full_barrier(&self) {
+        fence(Ordering::SeqCst);
+    }
+    fn write_barrier(&self) {
+        fence(Ordering::SeqCst);
+    }
+    fn read_barrier(&self) {
+        fence(Ordering::Acquire);
+    }
+    fn now_ns(&self) -> u64 {
+        0
+    }
+    fn relax(&self) {
+        loom::thread::yield_now();
+    }
+    fn cpu_hint(&self) -> usize {
+        CPU.with(Cell::get)
+    }
+}
+
+/// The registers of a command queue. MMIO orders nothing by itself.
+#[derive(Default)]
+struct Registers {
+    prod: AtomicU32,
+    cons: AtomicU32,
+}
+
+impl Mmio for Registers {
+    fn read32(&self, offset: usize) -> u32 {
+        match offset {
+            crate::arch::regs::offset::CMDQ_CONS => self.cons.load(Ordering::Relaxed),
+            _ => 0,
+        }
+    }
+    fn write32(&self, offset: usize, value: u32) {
+        if offset == crate::arch::regs::offset::CMDQ_PROD {
+            self.prod.store(value, Ordering::Relaxed);
+        }
+    }
+    fn read64(&self, _: usize) -> u64 {
+        0
+    }
+    fn write64(&self, _: usize, _: u64) {}
+}
+
+/// Loom's mutex behind the interface of the platform's lock.
+struct LoomMutex {
+    mutex: OnceLock<Mutex<()>>,
+    /// Written by the holder only.
+    held: UnsafeCell<Option<MutexGuard<'static, ()>>>,
+}
+
+// SAFETY: `held` is touched only by the holder of `mutex`; loom runs its threads one at a time.
+unsafe impl Send for LoomMutex {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for LoomMutex {}
+
+impl LoomMutex {
+    fn keep(&self, guard: MutexGuard<'_, ()>) {
+        // SAFETY: the guard is dropped by `unlock`, before the mutex is; its lifetime is no more than a promise of that.
+        let guard = unsafe { core::mem::transmute::<MutexGuard<'_, ()>, MutexGuard<'static, ()>>(guard) };
+        // SAFETY: this thread holds the mutex.
+        unsafe { *self.held.get() = Some(guard) };
+    }
+
+    fn mutex(&self) -> &Mutex<()> {
+        self.mutex.get_or_init(Mutex::default)
+    }
+}
+
+// SAFETY: exclusion is that of loom's mutex.
+unsafe impl lock_api::RawMutex for LoomMutex {
+    #[allow(clippy::declare_interior_mutable_const, reason = "the trait wants a constant")]
+    const INIT: Self = LoomMutex { mutex: OnceLock::new(), held: UnsafeCell::new(None) };
+    type GuardMarker = lock_api::GuardSend;
+
+    fn lock(&self) {
+        self.keep(self.mutex().lock().unwrap());
+    }
+    fn try_lock(&self) -> bool {
+        self.mutex().try_lock().map(|guard| self.keep(guard)).is_ok()
+    }
+    unsafe fn unlock(&self) {
+        // SAFETY: this thread holds the mutex.
+        drop(unsafe { (*self.held.get()).take() });
+    }
+}
+
+/// A value that loom watches: that it is used by one thread while another destroys it is a failure.
+struct Watched(loom::cell::UnsafeCell<Vec<u32>>);
+
+impl Watched {
+    fn new() -> Self {
+        Watched(loom::cell::UnsafeCell::new(std::vec![7]))
+    }
+
+    fn use_it(&self) {
+        // SAFETY: loom checks that nobody destroys it meanwhile.
+        self.0.with(|value| assert_eq!(unsafe { (*value).first() }, Some(&7)));
+    }
+
+    fn destroy(&self) {
+        // SAFETY: loom checks that nobody uses it meanwhile.
+        self.0.with_mut(|value| unsafe { (*value).clear() });
+    }
+}
+
+// SAFETY: what loom is there to check.
+unsafe impl Send for Watched {}
+// SAFETY: what loom is there to check.
+unsafe impl Sync for Watched {}
