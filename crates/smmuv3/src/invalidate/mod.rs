@@ -291,6 +291,9 @@ pub(crate) fn invalidate<P: Platform>(
     let array = invs.load();
     let mut keys = array.live().map(|(key, _)| key).peekable();
     if keys.peek().is_none() {
+        // The last device may just have been detached: what it did before comes before what the caller does next, as
+        // behind a CMD_SYNC. litmus: detached
+        fleet.platform.read_barrier();
         return Ok(0);
     }
     let members = fleet.load();
@@ -361,4 +364,23 @@ fn cut_off<P: Platform>(
         }
     }
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::Stage;
+    use crate::domain::Geometry;
+    use crate::testing::TestPlatform;
+
+    #[test]
+    fn an_unmap_that_finds_nothing_to_send_is_ordered_behind_the_detach_that_it_found() {
+        let platform = TestPlatform::new(64);
+        let fleet = Shared::try_new(Fleet::new(platform.clone()).unwrap()).unwrap();
+        let domain = PagingDomain::new(&fleet, Stage::S1, Geometry::default()).unwrap();
+        domain.map(Iova(0x1000), PhysAddr(0x1000), 0x1000, Prot::READ).unwrap();
+        let before = platform.read_barriers();
+        assert_eq!(domain.unmap(Iova(0x1000), 0x1000).unwrap().wait_rounds, 0);
+        assert!(platform.read_barriers() > before);
+    }
 }
