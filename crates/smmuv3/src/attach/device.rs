@@ -281,6 +281,7 @@ impl<P: Platform> DeviceInner<P> {
         if !ats {
             return Some(superseded);
         }
+        // litmus: ats-grace
         Retired::free(&self.fleet.rcu, [Some(superseded)]);
         None
     }

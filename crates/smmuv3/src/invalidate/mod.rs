@@ -161,7 +161,7 @@ impl<P: Platform> PagingDomain<P> {
         let section = domain.fleet.rcu.enter();
         let result = domain.table.map(iova, paddr, len, prot);
         drop(section);
-        // The descriptors come before whatever the caller does to set a device going.
+        // The descriptors come before whatever the caller does to set a device going. litmus: map-go
         domain.fleet.platform.write_barrier();
         result.or_else(|failure| {
             let done = failure.at.0 - iova.0;
@@ -288,6 +288,7 @@ pub(crate) fn invalidate<P: Platform>(
     change: &Change,
 ) -> Result<u32, InvalidateError> {
     // Entering the read section passes barrier (A): the change of the descriptors comes before the load of the array.
+    // litmus: publication, publication-again
     let array = invs.load();
     let mut keys = array.live().map(|(key, _)| key).peekable();
     if keys.peek().is_none() {
@@ -296,6 +297,7 @@ pub(crate) fn invalidate<P: Platform>(
         fleet.platform.read_barrier();
         return Ok(0);
     }
+    // Whoever is listed is found here. litmus: fleet-member
     let members = fleet.load();
     let mut result = Ok(());
     let mut tickets: ArrayVec<(&Shared<Smmu<P>>, Ticket), MAX_SMMUS> = ArrayVec::new();

@@ -90,6 +90,7 @@ impl<P: Platform> Fleet<P> {
             Some(place) => *place = smmu,
             None => next.extend([smmu]),
         }
+        // Before any array that lists the SMMU. litmus: fleet-member
         let old = self.members.publish(Box::try_new(Members(next))?);
         Retired::free(&self.rcu, [Some(old)]);
         Ok(())
