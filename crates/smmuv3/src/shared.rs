@@ -63,6 +63,7 @@ impl<T> Clone for Shared<T> {
 impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
         // Release: this owner's accesses come before the drop of the value. Partner: the fence below.
+        // litmus: shared-drop
         if self.counted().owners.fetch_sub(1, Ordering::Release) == 1 {
             fence(Ordering::Acquire);
             // SAFETY: from a `Box`, and this was the last owner.

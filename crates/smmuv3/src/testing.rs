@@ -27,6 +27,7 @@ struct Inner {
     epochs: Mutex<Option<Vec<Vec<u64>>>>,
     /// Turns of waiting loops.
     relaxed: AtomicUsize,
+    read_barriers: AtomicUsize,
     start: Instant,
 }
 
@@ -40,6 +41,7 @@ impl TestPlatform {
             budget: AtomicUsize::new(usize::MAX),
             epochs: Mutex::new(None),
             relaxed: AtomicUsize::new(0),
+            read_barriers: AtomicUsize::new(0),
             start: Instant::now(),
         }))
     }
@@ -87,6 +89,11 @@ impl TestPlatform {
     /// Turns that waiting loops have made.
     pub(crate) fn relaxed(&self) -> usize {
         self.0.relaxed.load(Ordering::Relaxed)
+    }
+
+    /// Read barriers that were passed.
+    pub(crate) fn read_barriers(&self) -> usize {
+        self.0.read_barriers.load(Ordering::Relaxed)
     }
 
     /// Pages that are taken now.
@@ -164,6 +171,7 @@ impl Platform for TestPlatform {
     }
     fn read_barrier(&self) {
         fence(Ordering::SeqCst);
+        self.0.read_barriers.fetch_add(1, Ordering::Relaxed);
     }
     fn now_ns(&self) -> u64 {
         self.0.start.elapsed().as_nanos() as u64

@@ -345,6 +345,7 @@ impl<P: Platform> DeviceInner<P> {
     pub(super) fn publish(&self, owner: &Owner<P>, prepared: Prepared, ats: bool) -> Keys {
         owner.invs().publish(prepared.merged);
         if ats {
+            // litmus: ats-grace
             self.fleet.rcu.synchronize();
         }
         owner.invs().reclaim();

@@ -160,7 +160,7 @@ impl<P: Platform> PagingDomain<P> {
         let section = domain.fleet.rcu.enter();
         let result = domain.table.map(iova, paddr, len, prot);
         drop(section);
-        // The descriptors come before whatever the caller does to set a device going.
+        // The descriptors come before whatever the caller does to set a device going. litmus: map-go
         domain.fleet.platform.write_barrier();
         result.or_else(|failure| {
             let done = failure.at.0 - iova.0;
@@ -287,11 +287,16 @@ pub(crate) fn invalidate<P: Platform>(
     change: &Change,
 ) -> Result<u32, InvalidateError> {
     // Entering the read section passes barrier (A): the change of the descriptors comes before the load of the array.
+    // litmus: publication, publication-again
     let array = invs.load();
     let mut keys = array.live().map(|(key, _)| key).peekable();
     if keys.peek().is_none() {
+        // The last device may just have been detached: what it did before comes before what the caller does next, as
+        // behind a CMD_SYNC. litmus: detached
+        fleet.platform.read_barrier();
         return Ok(0);
     }
+    // Whoever is listed is found here. litmus: fleet-member
     let members = fleet.load();
     let mut result = Ok(());
     let mut tickets: ArrayVec<(&Shared<Smmu<P>>, Ticket), MAX_SMMUS> = ArrayVec::new();
@@ -360,4 +365,23 @@ fn cut_off<P: Platform>(
         }
     }
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::Stage;
+    use crate::domain::Geometry;
+    use crate::testing::TestPlatform;
+
+    #[test]
+    fn an_unmap_that_finds_nothing_to_send_is_ordered_behind_the_detach_that_it_found() {
+        let platform = TestPlatform::new(64);
+        let fleet = Shared::try_new(Fleet::new(platform.clone()).unwrap()).unwrap();
+        let domain = PagingDomain::new(&fleet, Stage::S1, Geometry::default()).unwrap();
+        domain.map(Iova(0x1000), PhysAddr(0x1000), 0x1000, Prot::READ).unwrap();
+        let before = platform.read_barriers();
+        assert_eq!(domain.unmap(Iova(0x1000), 0x1000).unwrap().wait_rounds, 0);
+        assert!(platform.read_barriers() > before);
+    }
 }

@@ -86,7 +86,7 @@ impl Entry {
 
     pub(super) fn users(&self) -> u32 {
         // Relaxed: a reader that misses a last unref invalidates once too often, which harms nobody but a device whose ATS went off; that is
-        // what detach's grace period is for.
+        // what detach's grace period is for. One that sees it passes a read barrier before it returns. litmus: detached
         self.users.load(Ordering::Relaxed)
     }
 }

@@ -47,7 +47,7 @@ impl<P: Platform> PageTable<P> {
             let mut head = self.parked.load(Relaxed);
             loop {
                 first.store(head | DEAD, Relaxed);
-                // Release: the link comes before the table. Partner: the Acquire in `take_parked`.
+                // Release: the link comes before the table. Partner: the Acquire in `take_parked`. litmus: parked
                 match self.parked.compare_exchange_weak(head, table.0, Release, Relaxed) {
                     Ok(_) => break,
                     Err(now) => head = now,

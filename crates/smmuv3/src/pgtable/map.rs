@@ -45,6 +45,7 @@ impl<P: Platform> PageTable<P> {
                 let index = self.shape.index(at, level);
                 let Some(entry) = table.get(index) else { return Err(MapCause::NoMemory) };
                 let fits = self.shape.leaf_at(level) && (at | paddr.0) & (size - 1) == 0 && end - at >= size;
+                // Acquire: a table of another thread comes before what is mapped in it. litmus: map-go
                 let next = match self.slot(entry.load(Acquire), level) {
                     Slot::Table(next) => next,
                     Slot::Leaf(_) => return Err(MapCause::Mapped),
@@ -67,7 +68,7 @@ impl<P: Platform> PageTable<P> {
                     }
                     Slot::Empty => {
                         let new = self.new_table().ok_or(MapCause::NoMemory)?;
-                        // The SMMU must not see the descriptor before the zeros of the table.
+                        // The SMMU must not see the descriptor before the zeros of the table. litmus: table-link
                         self.platform.write_barrier();
                         if entry.compare_exchange(0, Desc::table(new).0, AcqRel, Acquire).is_err() {
                             // Another thread was faster; nobody has seen ours.

@@ -82,6 +82,7 @@ impl<P: Platform> PageTable<P> {
         let size = 1u64 << self.shape.level_shift(level);
         let words = self.table(table);
         for word in words {
+            // The unlinking comes before. litmus: dead-table
             let old = word.swap(DEAD, AcqRel);
             self.unlinked(old, level, size, found);
         }

@@ -140,6 +140,7 @@ impl<P: Platform> CommandQueue<P> {
     pub(crate) fn wait(&self, mmio: &P::Mmio, ticket: Ticket) -> Result<(), QueueError> {
         let deadline = Deadline::after(&self.platform, self.timeout_ns);
         let done = deadline.wait(&self.platform, || {
+            // Another may have seen it first: its barrier is passed on with the lock. litmus: completion-told
             let mut state = self.state.lock();
             if state.cons < ticket.end {
                 self.refresh(mmio, &mut state);
@@ -182,7 +183,7 @@ impl<P: Platform> CommandQueue<P> {
 
     /// Tells the SMMU of everything that was written.
     fn announce(&self, mmio: &P::Mmio, state: &State) {
-        // The commands, and whatever memory they are about, come before the doorbell.
+        // The commands, and whatever memory they are about, come before the doorbell. litmus: doorbell, doorbell-data
         self.platform.write_barrier();
         mmio.write32(offset::CMDQ_PROD, (state.prod & self.mask()) as u32);
     }
@@ -208,7 +209,7 @@ impl<P: Platform> CommandQueue<P> {
         if pending <= state.prod - state.cons {
             state.stuck &= state.cons == state.prod - pending;
             state.cons = state.prod - pending;
-            // What the SMMU did before comes before what the caller does next.
+            // What the SMMU did before comes before what the caller does next. litmus: completion-store, completion-load
             self.platform.read_barrier();
         }
         if CmdqError::from(cons.err()) == CmdqError::None {
@@ -231,12 +232,15 @@ impl<P: Platform> CommandQueue<P> {
             return;
         }
         state.cons = state.prod - pending;
+        // As above: the SMMU has carried out what stands before the command that stopped it.
+        self.platform.read_barrier();
         if state.failures.is_full() {
             let (position, _) = state.failures.remove(0);
             state.forgotten = state.forgotten.max(position + 1);
         }
         state.failures.push((state.cons, CmdqError::from(cons.err())));
         self.write(state.cons, Command::Sync(SyncSignal::None).encode());
+        // litmus: doorbell
         self.platform.write_barrier();
         mmio.write32(offset::GERRORN, (gerrorn ^ Gerror::CMDQ_ERR).bits());
     }

@@ -50,7 +50,7 @@ impl<P: Platform> EventQueue<P> {
     pub(crate) fn take(&mut self, mmio: &P::Mmio, mut each: impl FnMut(Event)) -> EventsTaken {
         let mask = (2u32 << self.log2) - 1;
         let prod = mmio.read32(offset::EVENTQ_PROD);
-        // The records come after the index that announces them.
+        // The records come after the index that announces them. litmus: events-read
         self.platform.read_barrier();
         let waiting = prod.wrapping_sub(self.cons) & mask;
         if prod == u32::MAX || waiting > 1 << self.log2 {
@@ -67,7 +67,7 @@ impl<P: Platform> EventQueue<P> {
         let overflow = (prod ^ self.acknowledged) & regs::EVENTQ_OVERFLOW != 0;
         if waiting > 0 || overflow {
             self.acknowledged = prod & regs::EVENTQ_OVERFLOW;
-            // The reads of the records come before the SMMU may write over them.
+            // The reads of the records come before the SMMU may write over them. litmus: events-reuse
             self.platform.full_barrier();
             mmio.write32(offset::EVENTQ_CONS, self.cons | self.acknowledged);
         }

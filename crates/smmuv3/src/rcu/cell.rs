@@ -57,7 +57,7 @@ impl<T: Send + Sync, P: Platform> Published<T, P> {
     /// Enters a read section, then loads the version that is published now.
     pub(crate) fn load(&self) -> Loaded<'_, T, P> {
         let section = self.sections.enter();
-        // Acquire: the contents come after the pointer. Partner: the Release in `publish`.
+        // Acquire: the contents come after the pointer. Partner: the Release in `publish`. litmus: array-contents
         let current = self.current.load(Ordering::Acquire);
         // SAFETY: from a `Box` (invariant 1), and loaded inside a read section that lasts as long as the reference: its
         // freeing waits for this reader (invariant 2).
@@ -69,6 +69,7 @@ impl<T: Send + Sync, P: Platform> Published<T, P> {
     ///
     /// The caller orders what it does next, for which readers must see the new version, with a barrier.
     pub(crate) fn publish(&self, version: Box<Version<T>>) {
+        // litmus: array-contents, publication
         let old = self.current.swap(Box::into_raw(version), Ordering::AcqRel);
         self.put_back(old);
     }
@@ -80,6 +81,7 @@ impl<T: Send + Sync, P: Platform> Published<T, P> {
         if chain.is_null() {
             return;
         }
+        // litmus: rcu-free
         if self.sections.try_synchronize() {
             // SAFETY: from the list, so superseded, and in no other place now; a grace period has passed since (invariant 2).
             unsafe { free(chain) };

@@ -67,7 +67,7 @@ impl<P: Platform> Sections<P> {
     /// anything published is loaded in the section.
     pub(crate) fn enter(&self) -> Guard<'_, P> {
         let guard = self.rcu.enter(&self.platform);
-        // The section's own fence orders CPUs; the SMMU is none.
+        // The section's own fence orders CPUs; the SMMU is none. litmus: publication
         self.platform.full_barrier();
         guard
     }

@@ -55,7 +55,7 @@ unsafe impl<M: RawMutex + Send + Sync + 'static> Rcu for ShardedRcu<M> {
         let shard = &self.shards[platform.cpu_hint() % SHARDS];
         let set = self.set.load(Ordering::Relaxed) & 1;
         shard.entered[set].fetch_add(1, Ordering::Relaxed);
-        // (R): the count comes before every load of the section. Partner: (W).
+        // (R): the count comes before every load of the section. Partner: (W). litmus: rcu-enter
         fence(Ordering::SeqCst);
         ShardedGuard { left: &shard.left[set] }
     }
@@ -74,7 +74,7 @@ unsafe impl<M: RawMutex + Send + Sync + 'static> Rcu for ShardedRcu<M> {
 impl<M: RawMutex> ShardedRcu<M> {
     /// Looks at each set up to `looks` times, without end if that is `u32::MAX`. The caller holds `turn`.
     fn wait_for_readers<P: Platform>(&self, platform: &P, looks: u32) -> bool {
-        // (W): what the caller unpublished comes before the look at the counts. Partner: (R).
+        // (W): what the caller unpublished comes before the look at the counts. Partner: (R). litmus: rcu-enter, rcu-free
         fence(Ordering::SeqCst);
         for _ in 0..2 {
             let set = self.set.load(Ordering::Relaxed) & 1;
@@ -95,7 +95,7 @@ impl<M: RawMutex> ShardedRcu<M> {
     }
 
     /// Whether as many readers left as entered. Leaves are summed first: a reader that comes or goes between the sums
-    /// can only make it look busier.
+    /// can only make it look busier. litmus: rcu-drained
     fn drained(&self, set: usize) -> bool {
         let sum = |pick: fn(&Shard) -> &[AtomicUsize; 2]| {
             // Acquire: the sections that left come before what follows. Partner: the Release in `drop`.
@@ -109,6 +109,7 @@ impl<M: RawMutex> ShardedRcu<M> {
 impl Drop for ShardedGuard<'_> {
     fn drop(&mut self) {
         // Release: the section's accesses come before the count. Partner: the Acquire in `drained`.
+        // litmus: rcu-leave, rcu-leave-write, rcu-leave-shared
         self.left.fetch_add(1, Ordering::Release);
     }
 }

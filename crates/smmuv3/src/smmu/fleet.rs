@@ -89,6 +89,7 @@ impl<P: Platform> Fleet<P> {
             Some(place) => *place = smmu,
             None => next.extend([smmu]),
         }
+        // Before any array that lists the SMMU. litmus: fleet-member
         self.members.publish(Version::try_new(Members(next))?);
         self.rcu.synchronize();
         self.members.reclaim();

@@ -170,7 +170,7 @@ impl<P: Platform> Smmu<P> {
     }
 
     fn set_cr0(&self, cr0: Cr0) -> Result<(), AddSmmuError> {
-        // What the SMMU will use from now on comes before the switch.
+        // What the SMMU will use from now on comes before the switch. litmus: doorbell
         self.platform.write_barrier();
         set_cr0(&self.platform, &self.mmio, self.timeout_ns, cr0)
     }

@@ -67,7 +67,7 @@ impl<P: Platform> CdTable<P> {
         }
         let leaf = DmaBox::new(&self.platform, LEAF_SIZE, LEAF_SIZE)?;
         let desc = L1Cd::pointing_to(leaf.addr());
-        // The CDs, all invalid, come before the pointer to them.
+        // The CDs, all invalid, come before the pointer to them. litmus: table-link
         self.platform.write_barrier();
         word.store(desc.raw_value(), Relaxed);
         *slot = Some(leaf);

@@ -28,12 +28,14 @@ pub(crate) fn write<E: Entry, P: Platform, Error>(
     let steps = plan(current, target);
     for Step { entry, changed } in &steps {
         // What the new words point to (tables, and the published array: barrier (B)) comes before them.
+        // litmus: publication
         platform.write_barrier();
         for (index, word) in words.iter().enumerate().filter(|(index, _)| changed & (1 << index) != 0) {
             word.store(entry[index], Relaxed);
         }
-        // The words come before the command that makes the SMMU read them.
+        // The words come before the command that makes the SMMU read them. litmus: doorbell-data
         platform.write_barrier();
+        // litmus: entry-steps
         sync()?;
     }
     Ok(steps.len())

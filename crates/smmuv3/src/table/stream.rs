@@ -178,7 +178,7 @@ impl<P: Platform> StreamTable<P> {
         let mut leaf = Leaf::new(&self.platform, SPLIT).ok_or(StreamTableError::NoMemory)?;
         leaf.new = true;
         let desc = L1Std::pointing_to(leaf.stes.addr(), SPLIT);
-        // The STEs, all invalid, come before the pointer to them.
+        // The STEs, all invalid, come before the pointer to them. litmus: table-link
         self.platform.write_barrier();
         word.store(desc.raw_value(), Relaxed);
         *slot = Some(leaf);
