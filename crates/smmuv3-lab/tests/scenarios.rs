@@ -262,6 +262,7 @@ fn what_qemu_does_not_have_is_told_with_its_line() -> TestResult {
         (r#"{ map = "vm", iova = 0x8000000000, buffer = "a" }"#, "concatenated stage 2 tables"),
         (r#"{ guest_invalidate = "guest", asid = 1, iova = 0, stream = 3 }"#, "ATS"),
         (r#"{ guest_commands = "guest", raw = [[0x46, 0], [0x40, 0]] }"#, "ATS"),
+        (r#"{ guest_commands = "guest", raw = [[0x40, 0]], refused = 0 }"#, "ATS"),
         (r#"{ guest_commands = "guest", raw = [[0x300001005, 1]] }"#, "PASIDs"),
     ] {
         lacks(&for_qemu("", step), 8, what)?;
@@ -440,6 +441,27 @@ fn what_qemu_has_is_not_refused() -> TestResult {
     Ok(())
 }
 
+fn two_smmus_have_room_for_fifteen_streams() -> TestResult {
+    let text = "name = \"fifteen\"\n\
+                smmu = [{ name = \"a\" }, { name = \"b\" }]\n\
+                device = [\n\
+                { name = \"seven\", smmu = \"b\", sids = [1, 2, 3, 4, 5, 6, 7] },\n\
+                { name = \"eight\", smmu = \"a\", sids = [1, 2, 3, 4, 5, 6, 7, 8] },\n\
+                ]\n\
+                buffer = [{ name = \"a\" }]\n\
+                steps = [\n\
+                { attach_identity = \"seven\" },\n\
+                { dma = \"seven\", sid = 7, op = \"write\", buffer = \"a\" },\n\
+                { dma = \"eight\", sid = 8, op = \"write\", buffer = \"a\", fault = \"silent\" },\n\
+                ]\n";
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("fifteen.toml");
+    fs::write(&file, text)?;
+    let report = report(&file, QEMU)?;
+    assert_eq!((number(&report, "dma_checked")?, number(&report, "faults_seen")?), (1, 1));
+    Ok(())
+}
+
 fn what_is_wrong_on_the_model_is_wrong_on_qemu() -> TestResult {
     let two = for_qemu("", "").replace("}]\nbuffer", "}, { name = \"disk\", sids = [0x18] }]\nbuffer");
     for backend in [&[][..], QEMU] {
@@ -501,6 +523,8 @@ fn main() -> ExitCode {
     ];
     let mut trials: Vec<Trial> = tests.into_iter().map(|(name, test)| Trial::test(name, test)).collect();
     trials.extend(on_qemu.map(|(name, test)| Trial::test(name, test).with_ignored_flag(missing)));
+    let room = Trial::test("on_qemu::two_smmus_have_room_for_fifteen_streams", two_smmus_have_room_for_fifteen_streams);
+    trials.push(room.with_ignored_flag(one_smmu));
     // All before the first thread: a program that a fork still has open for writing cannot be run.
     let fakes = tempfile::tempdir().expect("a temporary folder can be made");
     let fake = |version: &str| fake_qemu(fakes.path(), version).expect("a script can be written");
