@@ -12,8 +12,6 @@ use crate::error::QemuError;
 
 /// The first version with both translation stages, and nesting, in its SMMUv3.
 const OLDEST: Version = Version { major: 9, minor: 2 };
-/// The first version whose SMMUv3 can be put in front of any root bus.
-pub(crate) const SEVERAL_SMMUS: Version = Version { major: 10, minor: 2 };
 const PROGRAM: &str = "qemu-system-aarch64";
 /// Names another program than the one on `PATH`.
 const VARIABLE: &str = "SMMUV3_QEMU";
@@ -53,6 +51,9 @@ pub struct Qemu {
 }
 
 impl Qemu {
+    /// The first version whose SMMUv3 can be put in front of any root bus.
+    pub const SEVERAL_SMMUS: Version = Version { major: 10, minor: 2 };
+
     /// The program that the environment variable `SMMUV3_QEMU` names, else `qemu-system-aarch64` on `PATH`.
     ///
     /// # Errors
@@ -102,9 +103,9 @@ impl Qemu {
         self.version
     }
 
-    /// Whether a machine of it can have more than one SMMU: version 10.2 or newer.
+    /// Whether a machine of it can have more than one SMMU: [version 10.2 or newer](Self::SEVERAL_SMMUS).
     pub fn has_several_smmus(&self) -> bool {
-        self.version >= SEVERAL_SMMUS
+        self.version >= Qemu::SEVERAL_SMMUS
     }
 }
 

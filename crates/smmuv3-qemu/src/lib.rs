@@ -35,6 +35,8 @@
 //!
 //! Seen with 10.0.2 and 11.1.3, through this crate's tests and by hand:
 //!
+//! - The SMMU has both stages, range invalidation, ASIDs and VMIDs of 16 bits, 16 StreamID bits, 44 output address bits, and the granules of 4, 16
+//!   and 64 KiB. It has no SubstreamIDs, no ATS and no PRI, and no device here has PASIDs.
 //! - Devices do not notice that the SMMU refused their *data*: edu reads zeros, and NVMe reports success (and writes
 //!   zeros to its disk). NVMe does notice for its queues ([`NvmeError::Fatal`]) and PRP lists
 //!   ([`NvmeError::Command`], a Data Transfer Error).
@@ -53,35 +55,9 @@
 //! reads the device tree. A conventional PCI device cannot be on the second root bus itself, so each `edu` there is
 //! behind a root port.
 //!
-//! On a distribution whose QEMU is older, such a QEMU can run from a folder, without being installed. On Debian, for
-//! example, with that of its suite `unstable`, and the machine's own package source under another suite name:
-//!
-//! ```sh
-//! mkdir qemu-unstable && cd qemu-unstable && mkdir -p lists/partial archives/partial root && touch status
-//! sed '/^$/q; s/^Suites:.*/Suites: unstable/' /etc/apt/sources.list.d/debian.sources > unstable.sources
-//! cat > apt.conf <<END
-//! Dir::Etc::sourcelist "$PWD/unstable.sources";
-//! Dir::Etc::sourceparts "-";
-//! Dir::State::lists "$PWD/lists";
-//! Dir::State::status "$PWD/status";
-//! Dir::Cache "$PWD";
-//! END
-//! APT_CONFIG=$PWD/apt.conf apt-get update
-//! APT_CONFIG=$PWD/apt.conf apt-get install --download-only --no-install-recommends --yes qemu-system-arm
-//! for package in archives/*.deb; do dpkg-deb -x "$package" root; done
-//! cat > qemu-system-aarch64 <<'END'
-//! #!/bin/sh
-//! root=$(dirname "$(readlink -f "$0")")/root
-//! libraries=$root/usr/lib/x86_64-linux-gnu
-//! export QEMU_MODULE_DIR="$libraries/qemu"
-//! exec "$libraries/ld-linux-x86-64.so.2" --library-path "$libraries" \
-//!     "$root/usr/bin/qemu-system-aarch64" -L "$root/usr/share/qemu" "$@"
-//! END
-//! chmod +x qemu-system-aarch64
-//! export SMMUV3_QEMU=$PWD/qemu-system-aarch64
-//! ```
-//!
-//! The empty `status` makes apt download every library too. Its own loader must start it: it needs a newer C library.
+//! On a distribution whose QEMU is older, such a QEMU can run from a folder, without being installed. On Debian, this project's
+//! `.ci/newer-qemu FOLDER` puts that of the suite `unstable` there, and prints what to name in `SMMUV3_QEMU`. Since it needs a newer C library,
+//! its own loader starts it.
 //!
 //! Not supported: interrupts (everything is polled).
 

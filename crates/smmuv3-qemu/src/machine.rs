@@ -14,7 +14,7 @@ use tempfile::NamedTempFile;
 
 use crate::edu::{Edu, EduError};
 use crate::error::QemuError;
-use crate::find::{self, Qemu};
+use crate::find::Qemu;
 use crate::pci::{self, Bdf, Function, RootBus};
 use crate::platform::{QemuMmio, QemuPlatform};
 use crate::process::Process;
@@ -37,7 +37,6 @@ const POOL: PhysAddr = PhysAddr(0x4040_0000);
 
 // Device numbers on bus 0.
 const FIRST_EDU: u8 = 1;
-const MOST_EDUS: u8 = 15;
 const NVME: u8 = 16;
 /// What the second root bus hangs on.
 const EXPANDER: u8 = 17;
@@ -79,18 +78,21 @@ impl Default for MachineConfig {
 }
 
 impl MachineConfig {
+    /// So many `edu` a machine can have.
+    pub const MOST_EDUS: u8 = 15;
+
     fn check(&self, qemu: &Qemu) -> Result<(), QemuError> {
         let MachineConfig { ram, disk, edus, smmus, .. } = *self;
         let bad = if !ram.is_multiple_of(MIB) || !(16 * MIB..=65536 * MIB).contains(&ram) {
             format!("{ram} bytes of RAM are no multiple of 1 MiB from 16 MiB to 64 GiB")
         } else if !disk.is_multiple_of(MIB) || disk == 0 || disk > i64::MAX as u64 {
             format!("a disk of {disk} bytes is no positive multiple of 1 MiB")
-        } else if edus > MOST_EDUS {
-            format!("{edus} edu devices are more than {MOST_EDUS}")
+        } else if edus > Self::MOST_EDUS {
+            format!("{edus} edu devices are more than {}", Self::MOST_EDUS)
         } else if !matches!(smmus, 1 | 2) {
             format!("{smmus} SMMUs are neither 1 nor 2")
         } else if smmus > 1 && !qemu.has_several_smmus() {
-            format!("two SMMUs need QEMU {} or newer, this is {}", find::SEVERAL_SMMUS, qemu.version())
+            format!("two SMMUs need QEMU {} or newer, this is {}", Qemu::SEVERAL_SMMUS, qemu.version())
         } else {
             return Ok(());
         };
@@ -189,7 +191,7 @@ impl Machine {
     /// # Errors
     /// Those of [`Edu::new`]; [`QemuError::NoDevice`] if there are not so many.
     pub fn edu(&self, index: u8) -> Result<Edu, EduError> {
-        let function = (index < MOST_EDUS)
+        let function = (index < MachineConfig::MOST_EDUS)
             .then(|| self.function(edu_place(index, self.smmus)))
             .flatten()
             .ok_or_else(|| QemuError::NoDevice(format!("edu number {index}")))?;

@@ -19,6 +19,8 @@ pub(super) const ATS_DENIED: &str = "ats denied";
 pub(super) const ATS_UNSUPPORTED: &str = "ats unsupported";
 pub(super) const ATS_ABORTED: &str = "ats aborted";
 
+/// Those that need ATS.
+pub(super) const ATS_FAULTS: [&str; 4] = [ATS_OFF, ATS_DENIED, ATS_UNSUPPORTED, ATS_ABORTED];
 const OTHER_FAULTS: [&str; 6] = [SILENT, MAYBE, ATS_OFF, ATS_DENIED, ATS_UNSUPPORTED, ATS_ABORTED];
 
 /// A page of 4 KiB.
@@ -348,8 +350,7 @@ fn input_bits(domain: &Name, file: &File) -> u8 {
 
 fn check_set(target: &Name, set: &Set, names: &Names, file: &File) -> Checked {
     let is = names.domain(target, &[Is::Sva, NESTED])?;
-    let buffer = |name: &Name| file.buffer.iter().find(|buffer| buffer.name.get_ref() == name.get_ref());
-    let pages = set.buffer.as_ref().and_then(buffer).map_or(1, |buffer| *buffer.pages.get_ref());
+    let pages = set.buffer.as_ref().map_or(1, |buffer| file.pages(buffer));
     place(&set.iova, pages, input_bits(target, file))?;
     match (is, &set.buffer, &set.ipa) {
         (Is::Sva, Some(buffer), None) => names.buffer(buffer),

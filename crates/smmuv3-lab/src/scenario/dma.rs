@@ -34,9 +34,8 @@ impl<'f, H: Hardware> Rig<'f, H> {
             (None, None) => 0,
         };
         let access = Access {
-            device: device.index,
             smmu: device.smmu,
-            sid: self.hardware.sid(device.index, sid),
+            sid: self.hardware.sid(device.smmu, sid),
             pasid: dma.pasid,
             ats: dma.ats,
             op: dma.op,
@@ -90,6 +89,9 @@ impl<'f, H: Hardware> Rig<'f, H> {
             self.hardware.write(at, &untouched).map_err(|error| error.to_string())?;
         }
         let outcome = self.hardware.attempt(access).map_err(|error| error.to_string())?;
+        if fault == SILENT && live.is_none() && matches!(outcome, Outcome::Unknown) {
+            return Err("nothing shows how it ended, expected a buffer that is allocated".into());
+        }
         if fault == MAYBE {
             if alone {
                 self.take_events()?;

@@ -260,6 +260,23 @@ fn address_size(bits: u8) -> AddrSize {
     AddrSize::from_code(code.unwrap_or(ADDRESS_BITS.len() - 1) as u8)
 }
 
+impl File {
+    /// The index of the SMMU that is named, or of the only one.
+    pub(super) fn smmu_index(&self, name: Option<&Name>) -> usize {
+        let same = |name: &Name| self.smmu.iter().position(|smmu| smmu.name.get_ref() == name.get_ref());
+        name.and_then(same).unwrap_or(0)
+    }
+
+    pub(super) fn buffer(&self, name: &str) -> Option<&Buffer> {
+        self.buffer.iter().find(|buffer| buffer.name.get_ref() == name)
+    }
+
+    /// The pages of a buffer, of 4 KiB.
+    pub(super) fn pages(&self, buffer: &Name) -> usize {
+        self.buffer(buffer.get_ref()).map_or(1, |buffer| *buffer.pages.get_ref())
+    }
+}
+
 impl Smmu {
     /// The model's default with what the file changes.
     pub(super) fn config(&self) -> ModelSmmuConfig {
@@ -281,15 +298,6 @@ impl Smmu {
             }),
             ..base
         }
-    }
-
-    /// Whether it is the model's default.
-    pub(super) fn is_plain(&self) -> bool {
-        let Smmu { name: _, stage1, stage2, ats, asid16, vmid16, range_inv, cd_two_level, st_two_level, .. } = self;
-        [stage1, stage2, ats, asid16, vmid16, range_inv, cd_two_level, st_two_level].iter().all(|flag| flag.is_none())
-            && [&self.sid_bits, &self.ssid_bits, &self.output_bits].iter().all(|bits| bits.is_none())
-            && self.granules.is_none()
-            && self.sabotage.is_empty()
     }
 }
 

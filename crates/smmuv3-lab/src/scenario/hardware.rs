@@ -19,8 +19,8 @@ pub(super) trait Hardware: Sync {
     /// The registers of the SMMU with this index in the file. Asked for once, in order.
     fn mmio(&mut self, smmu: usize) -> <Self::Platform as Platform>::Mmio;
 
-    /// The StreamID behind the SMMU of what the file calls `sid` of the device with this index.
-    fn sid(&self, device: usize, sid: u32) -> u32;
+    /// The StreamID at the SMMU with this index of what the file calls `sid`.
+    fn sid(&self, smmu: usize, sid: u32) -> u32;
 
     fn alloc(&self, pages: usize, align: usize) -> Option<PhysAddr>;
 
@@ -50,8 +50,8 @@ pub(super) trait Hardware: Sync {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Access {
     /// Its index in the file.
-    pub device: usize,
     pub smmu: usize,
+    /// As the SMMU sees it.
     pub sid: u32,
     pub pasid: Option<u32>,
     pub ats: bool,

@@ -5,7 +5,7 @@
 //! | `file`, `step` | the file as it is written |
 //! | `source` | its text: what is wrong, and in which line |
 //! | `check` | what can be known to be wrong before anything runs |
-//! | `hardware` | what stands in for the hardware: `on_model`, `on_qemu` |
+//! | `hardware` | what stands in for the hardware: `on_model`, `on_qemu`, which also says what QEMU lacks |
 //! | `table`, `foreign` | tables that are not the driver's, of processes and guests |
 //! | `books` | which buffers are mapped where |
 //! | `rig` | the machine, set up |
@@ -47,7 +47,8 @@ pub(crate) fn run(path: &Path, backend: Backend, seed: u64) -> Result<Report, St
         Backend::Qemu => {
             on_qemu::check(&file).map_err(tell)?;
             let qemu = smmuv3_qemu::Qemu::find().map_err(|error| error.to_string())?;
-            let hardware = OnQemu::new(&qemu).map_err(|error| error.to_string())?;
+            on_qemu::check_version(&file, &qemu).map_err(tell)?;
+            let hardware = OnQemu::new(&qemu, &file).map_err(|error| error.to_string())?;
             run_on(&source, &file, hardware, seed)
         }
     }

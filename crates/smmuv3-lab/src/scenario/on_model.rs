@@ -67,7 +67,7 @@ impl Hardware for OnModel {
         self.model.mmio(smmu)
     }
 
-    fn sid(&self, _device: usize, sid: u32) -> u32 {
+    fn sid(&self, _smmu: usize, sid: u32) -> u32 {
         sid
     }
 

@@ -61,8 +61,7 @@ pub(super) struct Tally {
 }
 
 pub(super) struct Device<'f, H: Hardware> {
-    /// In the file.
-    pub index: usize,
+    /// Its index in the file.
     pub smmu: usize,
     /// As the file has them.
     pub sids: &'f [u32],
@@ -122,8 +121,8 @@ impl<'f, H: Hardware> Rig<'f, H> {
             seed,
             patterns: AtomicU64::new(0),
         };
-        for (index, device) in file.device.iter().enumerate() {
-            rig.add_device(index, device).map_err(refused("device", &device.name))?;
+        for device in &file.device {
+            rig.add_device(device).map_err(refused("device", &device.name))?;
         }
         for domain in &file.domain {
             rig.add_domain(domain).map_err(refused("domain", &domain.name))?;
@@ -137,27 +136,21 @@ impl<'f, H: Hardware> Rig<'f, H> {
         Ok(rig)
     }
 
-    /// The index of the SMMU that is named, or of the only one.
-    pub(super) fn smmu_index(&self, name: Option<&Name>) -> usize {
-        let same = |name: &Name| self.file.smmu.iter().position(|smmu| smmu.name.get_ref() == name.get_ref());
-        name.and_then(same).unwrap_or(0)
-    }
-
     fn smmu(&self, name: Option<&Name>) -> Result<(usize, SmmuHandle<H::Platform>), String> {
-        let index = self.smmu_index(name);
+        let index = self.file.smmu_index(name);
         let handle = self.smmus.get(index).cloned().flatten();
         Ok((index, handle.ok_or("there is no such SMMU")?))
     }
 
-    fn add_device(&mut self, index: usize, device: &'f super::file::Device) -> Result<(), String> {
+    fn add_device(&mut self, device: &'f super::file::Device) -> Result<(), String> {
         let (smmu, handle) = self.smmu(device.smmu.as_ref())?;
         let sids = device.sids.get_ref();
-        let mut streams = sids.iter().map(|&sid| self.hardware.sid(index, sid));
+        let mut streams = sids.iter().map(|&sid| self.hardware.sid(smmu, sid));
         let first = DeviceConfig::stream(streams.next().ok_or("it has no StreamID")?);
         let config = streams.fold(first, DeviceConfig::and_stream).pasid_bits(device.pasid_bits);
         let config = if device.ats { config.ats() } else { config };
         let handle = self.iommu.add_device(&handle, config).map_err(text)?;
-        self.devices.insert(device.name.get_ref(), Device { index, smmu, sids, handle: Some(handle) });
+        self.devices.insert(device.name.get_ref(), Device { smmu, sids, handle: Some(handle) });
         Ok(())
     }
 

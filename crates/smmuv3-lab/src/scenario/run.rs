@@ -316,7 +316,7 @@ impl<'f, H: Hardware> Rig<'f, H> {
         let owed = self.owed(domain);
         let fits = owed.len() == expected.entries.len()
             && owed.iter().zip(&expected.entries).all(|(Owed { key, users }, entry)| {
-                usize::from(key.smmu()) == self.smmu_index(entry.smmu.as_ref())
+                usize::from(key.smmu()) == self.file.smmu_index(entry.smmu.as_ref())
                     && key.kind() == entry.kind.into()
                     && entry.id.is_none_or(|id| id == key.id())
                     && (key.ssid(), *users) == (entry.ssid, entry.users)
@@ -398,8 +398,7 @@ impl<'f, H: Hardware> Rig<'f, H> {
 
     /// Where a buffer is, and its pages. It is allocated if it isn't there.
     pub(super) fn buffer(&self, name: &'f str) -> Result<(PhysAddr, usize), String> {
-        let buffer = self.file.buffer.iter().find(|buffer| buffer.name.get_ref() == name);
-        let buffer = buffer.ok_or("there is no such buffer")?;
+        let buffer = self.file.buffer(name).ok_or("there is no such buffer")?;
         let pages = *buffer.pages.get_ref();
         let mut buffers = lock(&self.buffers);
         if let Some(at) = buffers.get(name) {

@@ -11,12 +11,17 @@ pub(crate) type TestResult = Result<(), Failed>;
 /// The name of a test, and what it does.
 type Test = (&'static str, fn(&Qemu) -> TestResult);
 
-/// What is needed, and whether a QEMU has it.
-type Need = (&'static str, fn(&Qemu) -> bool);
+/// What not every QEMU has.
+pub(crate) struct Need {
+    pub(crate) what: &'static str,
+    pub(crate) has: fn(&Qemu) -> bool,
+    /// The environment variable that makes the tests fail where it is missing, rather than be ignored.
+    pub(crate) variable: &'static str,
+}
 
 /// A list of tests.
 pub(crate) struct Tests {
-    /// What those in `list` need that not every QEMU has.
+    /// What those in `list` need beside a QEMU.
     pub(crate) needs: Option<Need>,
     pub(crate) list: &'static [Test],
 }
@@ -33,12 +38,14 @@ pub(crate) use tests;
 pub(crate) fn run(tests: &[Tests]) -> ExitCode {
     let arguments = Arguments::from_args();
     let qemu = Qemu::find();
-    let required = env::var_os("SMMUV3_REQUIRE_QEMU").is_some_and(|value| value == "1");
+    let required = |variable: &str| env::var_os(variable).is_some_and(|value| value == "1");
     let mut trials = Vec::new();
     for Tests { needs, list } in tests {
+        let need_required = needs.as_ref().is_some_and(|need| required(need.variable));
         let why = match (&qemu, needs) {
-            (Err(error), _) if error.is_missing() && !required => Some(error.to_string()),
-            (Ok(qemu), Some((what, has))) if !has(qemu) => {
+            _ if need_required => None,
+            (Err(error), _) if error.is_missing() && !required("SMMUV3_REQUIRE_QEMU") => Some(error.to_string()),
+            (Ok(qemu), Some(Need { what, has, .. })) if !has(qemu) => {
                 Some(format!("they need {what}, and {} is QEMU {}", qemu.path().display(), qemu.version()))
             }
             _ => None,
