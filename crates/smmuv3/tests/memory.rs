@@ -385,7 +385,7 @@ fn an_smmu_or_device_that_cannot_be_added_for_whatever_reason_can_be_added_later
         let mut failed = 0;
         for step in 0.. {
             let (model, steps) = (Model::new(ModelConfig::default()), Steps::default());
-            let iommu = Iommu::new(SpyPlatform::new(&model).steps(steps.clone()).own_clock()).unwrap();
+            let iommu = Iommu::new(<SpyPlatform>::new(&model).steps(steps.clone()).own_clock()).unwrap();
             let add = || iommu.add_smmu(Spy::new(&model).steps(steps.clone()), SmmuOptions::default());
             steps.arm(mishap(step));
             let result = add();
@@ -418,7 +418,7 @@ fn an_smmu_or_device_that_cannot_be_added_for_whatever_reason_can_be_added_later
     let refused = (0..)
         .take_while(|&allowed| {
             let model = Model::new(ModelConfig::default());
-            let iommu = Iommu::new(SpyPlatform::new(&model).memory(granted)).unwrap();
+            let iommu = Iommu::new(<SpyPlatform>::new(&model).memory(granted)).unwrap();
             let mmio = Spy::new(&model);
             let result = with_budget(allowed, || iommu.add_smmu(mmio, SmmuOptions::default()));
             let failed = result.is_err();

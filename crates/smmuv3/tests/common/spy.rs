@@ -4,8 +4,10 @@
 use smmuv3::Iommu;
 use smmuv3::arch::regs::{QUEUE_BASE_ADDR, offset};
 use smmuv3::platform::{DmaWindow, Mmio, PhysAddr, Platform};
+use smmuv3::rcu::Rcu;
 use smmuv3_model::{Model, ModelMmio, ModelPlatform};
 use std::cell::Cell;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -157,8 +159,8 @@ impl Mmio for Spy {
     }
 }
 
-#[derive(Clone)]
-pub struct SpyPlatform {
+/// `R`: the read sections of the host.
+pub struct SpyPlatform<R = <ModelPlatform as Platform>::Rcu> {
     inner: ModelPlatform,
     irq: Arc<Mutex<Option<Irq>>>,
     steps: Steps,
@@ -166,26 +168,35 @@ pub struct SpyPlatform {
     memory: fn() -> bool,
     /// A clock of its own, in nanoseconds, which goes on by a tenth of a millisecond in each turn of a waiting loop.
     clock: Option<Arc<AtomicU64>>,
+    rcu: PhantomData<fn() -> R>,
 }
 
-impl SpyPlatform {
-    pub fn new(model: &Model) -> SpyPlatform {
+impl<R> Clone for SpyPlatform<R> {
+    fn clone(&self) -> Self {
+        let SpyPlatform { inner, irq, steps, memory, clock, rcu } = self;
+        let (inner, irq, steps, clock) = (inner.clone(), irq.clone(), steps.clone(), clock.clone());
+        SpyPlatform { inner, irq, steps, memory: *memory, clock, rcu: *rcu }
+    }
+}
+
+impl<R> SpyPlatform<R> {
+    pub fn new(model: &Model) -> Self {
         let (irq, steps) = (Arc::default(), Steps::default());
-        SpyPlatform { inner: model.platform(), irq, steps, memory: || true, clock: None }
+        SpyPlatform { inner: model.platform(), irq, steps, memory: || true, clock: None, rcu: PhantomData }
     }
 
     /// Time passes only for those who wait: no deadline depends on how busy the machine is.
-    pub fn own_clock(mut self) -> SpyPlatform {
+    pub fn own_clock(mut self) -> Self {
         self.clock = Some(Arc::default());
         self
     }
 
-    pub fn steps(mut self, steps: Steps) -> SpyPlatform {
+    pub fn steps(mut self, steps: Steps) -> Self {
         self.steps = steps;
         self
     }
 
-    pub fn memory(mut self, memory: fn() -> bool) -> SpyPlatform {
+    pub fn memory(mut self, memory: fn() -> bool) -> Self {
         self.memory = memory;
         self
     }
@@ -193,10 +204,10 @@ impl SpyPlatform {
 
 thread_local!(static IN_IRQ: Cell<bool> = const { Cell::new(false) });
 
-impl Platform for SpyPlatform {
+impl<R: Rcu> Platform for SpyPlatform<R> {
     type Mmio = Spy;
     type RawMutex = <ModelPlatform as Platform>::RawMutex;
-    type Rcu = <ModelPlatform as Platform>::Rcu;
+    type Rcu = R;
     fn window(&self) -> &DmaWindow {
         self.inner.window()
     }
