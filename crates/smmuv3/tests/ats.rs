@@ -404,3 +404,38 @@ fn a_device_with_ats_joins_a_domain_only_when_nobody_works_with_the_old_array() 
     assert!(model.device(1, SID).ats_write_u64(IOVA, 2).is_err());
     model.report().assert_clean();
 }
+
+/// Those that were attached while ATS was off have no entry for the ATC.
+#[test]
+fn ats_does_not_go_on_while_anybody_stays_attached_without_it() {
+    for last in 0..3 {
+        let rig = Rig::new();
+        rig.model.set_ats(0, SID, AtsBehaviour { has_ats: false, ..AtsBehaviour::default() });
+        let (device, first, second) = (add_ats(&rig, SID), rig.domain(Stage::S1), rig.domain(Stage::S1));
+        match last {
+            2 => device.attach(&first).unwrap(),
+            _ => device.attach_pasid(1, &first).unwrap(),
+        }
+        // The function learns it.
+        rig.model.set_ats(0, SID, AtsBehaviour::default());
+        match last {
+            0 => device.attach(&second).unwrap(),
+            _ => device.attach_pasid(2, &second).unwrap(),
+        }
+        let hw = if last == 2 { rig.device(SID) } else { rig.device(SID).with_ssid(1) };
+        let page = rig.page();
+        first.map(IOVA, page.addr(), PAGE, RW).unwrap();
+        hw.write_u64(IOVA, 1).unwrap();
+        let _ = hw.ats_write_u64(IOVA, 1);
+        first.unmap(IOVA, PAGE).unwrap();
+        rig.model.free_data(page);
+        assert!(hw.ats_write_u64(IOVA, 2).is_err());
+        assert!(!device.ats() && !rig.model.ats_enabled(0, SID));
+        rig.model.report().assert_clean();
+        // Once all of them are gone, it may.
+        device.detach().unwrap();
+        (1..=2).for_each(|pasid| device.detach_pasid(pasid).unwrap());
+        device.attach(&first).unwrap();
+        assert!(device.ats());
+    }
+}

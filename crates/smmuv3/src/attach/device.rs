@@ -186,7 +186,9 @@ impl<P: Platform> DeviceInner<P> {
         }
         let Some(owner) = to.owner() else { return Ok(()) };
         let was_on = self.ats_on.load(Ordering::Relaxed);
-        let ats = self.wants_ats(&to, !state.pasids.is_empty()) && (was_on || self.turn_ats_on());
+        // A device that changes over leaves nothing behind but its PASIDs.
+        let pasids = !state.pasids.is_empty();
+        let ats = self.decide_ats(&to, pasids, !pasids);
         let prepared = match &to {
             Rid::Nested(nested) => self.prepare_nested(nested, ats),
             _ => self.prepare(&owner, None, ats),
@@ -204,7 +206,7 @@ impl<P: Platform> DeviceInner<P> {
         let (keys, superseded) = self.publish(&owner, prepared);
         let superseded = self.before_ats(ats, superseded);
 
-        let written = self.write_rid(&state, &to, tag, ats, !state.pasids.is_empty());
+        let written = self.write_rid(&state, &to, tag, ats, pasids);
         // What the device remembers of where it was must go before that domain forgets the device.
         let settled = written.and_then(|()| if ats && was_on { self.flush_atc(None) } else { Ok(()) });
         self.change_over(&mut state, settled, to, keys, was_on && !ats, superseded)?;

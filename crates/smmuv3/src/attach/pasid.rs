@@ -92,7 +92,8 @@ impl<P: Platform> DeviceInner<P> {
         let leaf_added = state.cds.as_mut().and_then(|cds| cds.reserve(pasid)).ok_or(AttachError::NoMemory)?;
 
         let was_on = self_.ats_on.load(Ordering::Relaxed);
-        let ats = self_.wants_ats(&state.rid, true) && (was_on || self_.turn_ats_on());
+        let alone = state.pasids.is_empty() && state.rid.owner().is_none();
+        let ats = self_.decide_ats(&state.rid, true, alone);
         let prepared = match self_.prepare(&owner, Some(pasid), ats) {
             Ok(prepared) => prepared,
             Err(error) => {
