@@ -8,25 +8,13 @@ use common::*;
 use smmuv3::arch::regs::offset;
 use smmuv3::arch::{AddrSize, Granule, Stage};
 use smmuv3::platform::{Iova, Mmio, PhysAddr};
-use smmuv3::{AddDeviceError, DeviceConfig, Geometry, Iommu, PagingDomain, SmmuHandle, UnmapError};
+use smmuv3::{AddDeviceError, DeviceConfig, Geometry, Iommu, PagingDomain, UnmapError};
 use smmuv3_model::{Model, ModelConfig, ModelSmmuConfig};
 use spy::*;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-/// Damages the command `back` places before PROD at the announcement number `at` after arming.
-fn damaging(model: &Model) -> (Iommu<SpyPlatform>, SmmuHandle<SpyPlatform>, Arc<AtomicU32>) {
-    let armed = Arc::new(AtomicU32::new(0));
-    let (ram, arm) = (model.clone(), armed.clone());
-    let (iommu, mmio) = spy(model, move |offset, prod| {
-        if offset == offset::CMDQ_PROD && arm.load(Ordering::SeqCst) > 0 && arm.fetch_sub(1, Ordering::SeqCst) == 1 {
-            damage_last_command(&ram, prod);
-        }
-    });
-    let smmu = iommu.add_smmu(mmio, quick()).unwrap();
-    (iommu, smmu, armed)
-}
 fn within(what: &str, f: impl FnOnce() + Send + 'static) {
     let (done, wait) = mpsc::channel();
     std::thread::spawn(move || {

@@ -27,7 +27,7 @@ const MAX_KEYS: usize = MAX_STREAMS + 2;
 /// The entries of one attachment.
 pub(super) type Keys = ArrayVec<Key, MAX_KEYS>;
 
-/// A device behind an SMMU. Blocked until it is attached; dropping it detaches it and gives its StreamIDs back.
+/// A device behind an SMMU. Blocked until it is attached; dropping it detaches it and gives its StreamIDs back, unless it is broken.
 pub struct Device<P: Platform>(pub(crate) Shared<DeviceInner<P>>);
 
 pub(crate) struct DeviceInner<P: Platform> {
@@ -245,8 +245,7 @@ impl<P: Platform> DeviceInner<P> {
                     nested.vsmmu.dirty.store(true, Ordering::Relaxed);
                 }
             }
-            let owners = [state.rid.owner(), to.owner()];
-            let unconfirmed = self.give_up(state, cause, owners.into_iter().flatten());
+            let unconfirmed = self.give_up(state, cause, to.owner());
             Retired::free(&self.fleet.rcu, [superseded]);
             return Err(unconfirmed);
         }
@@ -296,18 +295,15 @@ impl<P: Platform> DeviceInner<P> {
         }
     }
 
-    /// The hardware did not confirm a change: nothing is given back, and the device is broken.
-    pub(super) fn give_up(
-        &self,
-        state: &mut State<P>,
-        cause: QueueError,
-        owners: impl Iterator<Item = Owner<P>>,
-    ) -> Unconfirmed {
+    /// The hardware did not confirm a change: nothing is given back, neither of what the device is attached to nor of what it should have been,
+    /// and the device is broken.
+    pub(super) fn give_up(&self, state: &mut State<P>, cause: QueueError, to: Option<Owner<P>>) -> Unconfirmed {
         let sid = self.sids.first().copied().unwrap_or(0);
         let unconfirmed = Unconfirmed { smmu: self.smmu.id, sid, cause };
         // An SMMU that comes back to life shall find the device blocked. Whether it has seen it, nobody can know now.
         let _ = self.abort_streams();
-        owners.for_each(|owner| owner.keep_forever());
+        state.rid.owner().into_iter().chain(to).for_each(|owner| owner.keep_forever());
+        state.pasids.iter().for_each(|binding| binding.owner.keep_forever());
         state.broken = Some(unconfirmed);
         unconfirmed
     }
@@ -447,9 +443,11 @@ impl<P: Platform> Drop for Device<P> {
         let device = &*self.0;
         // A device that breaks here is blocked as a whole by the second step.
         let _ = device.detach_all_pasids();
-        let detached = device.leave_to(Rid::Blocked);
+        let blocked = device.leave_to(Rid::Blocked).is_ok();
         let _turn = device.fleet.attach.lock();
-        let gone = detached.is_ok() && device.write_stes(Ste::Invalid).is_ok();
+        // Of a broken device there are entries in the arrays. They must not come to mean another device, or another SMMU.
+        let whole = blocked && device.state.lock().check().is_ok();
+        let gone = whole && device.write_stes(Ste::Invalid).is_ok();
         device.gone.store(true, Ordering::Release);
         // Guests' commands look at `gone` inside a read section.
         device.fleet.rcu.synchronize();
@@ -457,9 +455,10 @@ impl<P: Platform> Drop for Device<P> {
             let mut streams = device.smmu.streams.lock();
             device.sids.iter().for_each(|&sid| streams.release(sid));
             device.smmu.users.fetch_sub(1, Ordering::Relaxed);
-        } else if let Some(cds) = device.state.lock().cds.take() {
-            // The SMMU may still read it; its StreamIDs stay claimed, and the SMMU stays.
-            core::mem::forget(cds);
+        }
+        if !blocked {
+            // The SMMU may still read it.
+            core::mem::forget(device.state.lock().cds.take());
         }
     }
 }

@@ -118,11 +118,8 @@ impl<P: Platform> DeviceInner<P> {
             Rid::Identity | Rid::Blocked => self_.write_rid(state, &state.rid, 0, ats, true),
             Rid::Paging(_) | Rid::Nested(_) => Ok(()),
         });
-        state.pasids.insert(place, PasidBinding { pasid, owner: owner.clone(), keys });
-        let result = written.map_err(|cause| {
-            let owners = [Some(owner), state.rid.owner()];
-            self_.give_up(state, cause, owners.into_iter().flatten()).into()
-        });
+        state.pasids.insert(place, PasidBinding { pasid, owner, keys });
+        let result = written.map_err(|cause| self_.give_up(state, cause, None).into());
         self_.grace(&[], [superseded, None]);
         result
     }
@@ -146,8 +143,7 @@ impl<P: Platform> DeviceInner<P> {
             })
             .and_then(|()| if ats { self.flush_atc(Some(pasid)) } else { Ok(()) });
         if let Err(cause) = written {
-            let owners = state.pasids.get(place).map(|binding| binding.owner.clone());
-            return Err(self.give_up(state, cause, owners.into_iter()));
+            return Err(self.give_up(state, cause, None));
         }
         let PasidBinding { owner, keys, .. } = state.pasids.remove(place);
         if let Owner::Sva(sva) = &owner {
@@ -176,7 +172,7 @@ impl<P: Platform> DeviceInner<P> {
             let cd = stage1_cd(&sva.shape, sva.table.root, sva.table.mair, asid);
             self.write_cd(state, binding.pasid, Cd { ttb0: None, record: false, ..cd }.encode(), true)
         });
-        written.map_err(|cause| self.give_up(state, cause, core::iter::empty()))
+        written.map_err(|cause| self.give_up(state, cause, None))
     }
 
     pub(super) fn detach_all_pasids(&self) -> Result<(), Unconfirmed> {

@@ -1,12 +1,12 @@
 //! The model's platform with hooks: what a test may see, change or interrupt.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use smmuv3::Iommu;
 use smmuv3::arch::regs::{QUEUE_BASE_ADDR, offset};
 use smmuv3::platform::{DmaWindow, Mmio, PhysAddr, Platform};
+use smmuv3::{Iommu, SmmuHandle, SmmuOptions};
 use smmuv3_model::{Model, ModelMmio, ModelPlatform};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// What arrives as an interrupt at the next full barrier, once.
@@ -111,6 +111,12 @@ impl Platform for SpyPlatform {
     fn cpu_hint(&self) -> usize {
         self.inner.cpu_hint()
     }
+    fn ats_enable(&self, smmu: u8, sid: u32, stu: u8) -> bool {
+        self.inner.ats_enable(smmu, sid, stu)
+    }
+    fn ats_disable(&self, smmu: u8, sid: u32) {
+        self.inner.ats_disable(smmu, sid);
+    }
 }
 
 /// An `Iommu` over the model whose next full barrier runs what is in `irq`.
@@ -129,4 +135,19 @@ pub fn damage_last_command(model: &Model, prod: u32) {
     let (queue, mask) = (base & QUEUE_BASE_ADDR, (1u64 << (base & 31)) - 1);
     let slot = u64::from(prod).wrapping_sub(2) & mask;
     model.write_u64(PhysAddr(queue + 16 * slot), 0xff);
+}
+
+/// An `Iommu` with an SMMU: the command before the CMD_SYNC is damaged at the announcement whose number, counted from now on, is put into
+/// what comes third.
+pub fn damaging(model: &Model) -> (Iommu<SpyPlatform>, SmmuHandle<SpyPlatform>, Arc<AtomicU32>) {
+    let armed = Arc::new(AtomicU32::new(0));
+    let (ram, arm) = (model.clone(), armed.clone());
+    let (iommu, mmio) = spy(model, move |offset, prod| {
+        if offset == offset::CMDQ_PROD && arm.load(Ordering::SeqCst) > 0 && arm.fetch_sub(1, Ordering::SeqCst) == 1 {
+            damage_last_command(&ram, prod);
+        }
+    });
+    let options = SmmuOptions { timeout_ns: 250_000_000, ..SmmuOptions::default() };
+    let smmu = iommu.add_smmu(mmio, options).unwrap();
+    (iommu, smmu, armed)
 }
