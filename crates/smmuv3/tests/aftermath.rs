@@ -6,10 +6,89 @@ mod spy;
 
 use common::*;
 use smmuv3::arch::Stage;
-use smmuv3::{DeviceConfig, Geometry, PagingDomain};
-use smmuv3_model::{Model, ModelConfig};
+use smmuv3::arch::regs::offset;
+use smmuv3::platform::Iova;
+use smmuv3::{DeviceConfig, Geometry, PagingDomain, UnmapError};
+use smmuv3_model::{AtsAnswers, AtsBehaviour, Model, ModelConfig, ModelPlatform};
 use spy::*;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+const IOVA: Iova = Iova(0x10_0000);
+
+fn silent() -> AtsBehaviour {
+    AtsBehaviour { answers: AtsAnswers::Never, ..AtsBehaviour::default() }
+}
+
+/// A device whose ATC remembers a page that is free: it was cut off for not answering the ATC_INV.
+fn cut_off(rig: &Rig, pasid: Option<u32>) -> (smmuv3::Device<ModelPlatform>, Domain) {
+    let config = DeviceConfig::stream(SID).pasid_bits(8).ats();
+    let device = rig.iommu.add_device(&rig.smmu, config).unwrap();
+    let (domain, page) = (rig.domain(Stage::S1), rig.page());
+    domain.map(IOVA, page.addr(), PAGE, RW).unwrap();
+    let hw = match pasid {
+        Some(pasid) => {
+            device.attach_pasid(pasid, &domain).unwrap();
+            rig.device(SID).with_ssid(pasid)
+        }
+        None => {
+            device.attach(&domain).unwrap();
+            rig.device(SID)
+        }
+    };
+    hw.ats_write_u64(IOVA, 1).unwrap();
+    rig.model.set_ats(0, SID, silent());
+    assert!(matches!(domain.unmap(IOVA, PAGE), Err(UnmapError::CutOff { .. })));
+    rig.model.free_data(page);
+    assert!(hw.ats_write_u64(IOVA, 2).is_err());
+    (device, domain)
+}
+
+#[test]
+fn a_device_that_was_cut_off_does_not_come_back_with_a_pasid_and_what_it_remembers() {
+    for answers in [true, false] {
+        let rig = Rig::new();
+        let (device, _domain) = cut_off(&rig, Some(1));
+        if answers {
+            rig.model.set_ats(0, SID, AtsBehaviour::default());
+        }
+        assert_eq!(device.attach_pasid(2, &rig.domain(Stage::S1)).is_ok(), answers);
+        assert!(rig.device(SID).with_ssid(1).ats_write_u64(IOVA, 3).is_err());
+        assert_eq!(rig.model.report().stale_dma, 0);
+    }
+}
+
+/// attaching thread                      device that was cut off
+/// write the STE, CFGI, SYNC             remembers a page that is free by now
+/// flush the ATC
+#[test]
+fn a_device_that_was_cut_off_has_forgotten_everything_before_its_ste_lets_it_in() {
+    let model = Model::new(ModelConfig::default());
+    let watch = Arc::new(AtomicBool::new(false));
+    let (hw, look, reached) = (model.device(0, SID), watch.clone(), Arc::new(Mutex::new(0)));
+    let count = reached.clone();
+    // The device tries at each doorbell.
+    let (iommu, mmio) = spy(&model, move |offset, _| {
+        if offset == offset::CMDQ_PROD && look.load(Ordering::SeqCst) {
+            *count.lock().unwrap() += u32::from(hw.ats_write_u64(IOVA, 9).is_ok());
+        }
+    });
+    let smmu = iommu.add_smmu(mmio, quick()).unwrap();
+    let device = iommu.add_device(&smmu, DeviceConfig::stream(SID).ats()).unwrap();
+    let domain = iommu.paging_domain(Stage::S1, Geometry::default()).unwrap();
+    device.attach(&domain).unwrap();
+    let page = model.alloc_data(1).unwrap();
+    domain.map(IOVA, page.addr(), PAGE, RW).unwrap();
+    model.device(0, SID).ats_write_u64(IOVA, 1).unwrap();
+    model.set_ats(0, SID, silent());
+    assert!(matches!(domain.unmap(IOVA, PAGE), Err(UnmapError::CutOff { .. })));
+    model.free_data(page);
+    model.set_ats(0, SID, AtsBehaviour::default());
+    watch.store(true, Ordering::SeqCst);
+    device.attach(&domain).unwrap();
+    watch.store(false, Ordering::SeqCst);
+    assert_eq!((*reached.lock().unwrap(), model.report().stale_dma), (0, 0));
+}
 
 /// A broken device's entries stay in the arrays: they must not come to mean another device, or another SMMU.
 #[test]
