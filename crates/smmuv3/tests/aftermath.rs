@@ -8,8 +8,8 @@ use common::*;
 use smmuv3::arch::Stage;
 use smmuv3::arch::regs::offset;
 use smmuv3::platform::Iova;
-use smmuv3::{DeviceConfig, Geometry, PagingDomain, UnmapError};
-use smmuv3_model::{AtsAnswers, AtsBehaviour, Model, ModelConfig, ModelPlatform};
+use smmuv3::{AttachError, DeviceConfig, Geometry, PagingDomain, UnmapError};
+use smmuv3_model::{AtsAnswers, AtsBehaviour, Model, ModelConfig, ModelPlatform, ModelSmmuConfig};
 use spy::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -132,4 +132,22 @@ fn all_domains_of_a_device_that_breaks_keep_their_tables() {
     rig.model.set_dead(0, true);
     drop((device, domains));
     assert_eq!(rig.model.driver_pages(), before, "the SMMU still walks them");
+}
+
+#[test]
+fn a_pasid_whose_attach_failed_half_way_is_seen_by_the_smmu_when_it_is_attached_again() {
+    let config = ModelSmmuConfig { asid16: false, ..ModelSmmuConfig::default() };
+    let rig = Rig::with(ModelConfig::with_smmu(config));
+    let device = rig.iommu.add_device(&rig.smmu, DeviceConfig::stream(SID).pasid_bits(10)).unwrap();
+    for pasid in 1..=255 {
+        device.attach_pasid(pasid, &rig.domain(Stage::S1)).unwrap();
+    }
+    // The SMMU caches that there are no CDs up there.
+    assert!(rig.device(SID).with_ssid(0x300).read_u64(IOVA).is_err());
+    let (domain, page) = (rig.domain(Stage::S1), rig.page());
+    assert!(matches!(device.attach_pasid(0x300, &domain), Err(AttachError::NoTag { .. })));
+    device.detach_pasid(7).unwrap();
+    device.attach_pasid(0x300, &domain).unwrap();
+    domain.map(IOVA, page.addr(), PAGE, RW).unwrap();
+    rig.device(SID).with_ssid(0x300).write_u64(IOVA, 1).unwrap();
 }
