@@ -151,3 +151,28 @@ fn a_pasid_whose_attach_failed_half_way_is_seen_by_the_smmu_when_it_is_attached_
     domain.map(IOVA, page.addr(), PAGE, RW).unwrap();
     rig.device(SID).with_ssid(0x300).write_u64(IOVA, 1).unwrap();
 }
+
+/// A failed unmap leaves entries for pages in the TLB; then a block is mapped over them.
+#[test]
+fn unmapping_a_block_makes_up_for_a_failed_unmap_of_the_pages_before() {
+    for range_inv in [true, false] {
+        let config = ModelSmmuConfig { range_inv, ..ModelSmmuConfig::default() };
+        let model = Model::new(ModelConfig::with_smmu(config));
+        let (iommu, smmu, armed) = damaging(&model);
+        let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
+        let domain = iommu.paging_domain(Stage::S1, Geometry::default()).unwrap();
+        device.attach(&domain).unwrap();
+        let (size, at) = (0x20_0000, Iova(0x20_0000));
+        let (page, block) = (model.alloc_data(1).unwrap(), model.alloc_data_aligned(512, size as usize).unwrap());
+        let third = Iova(at.0 + 2 * PAGE);
+        domain.map(third, page.addr(), PAGE, RW).unwrap();
+        model.device(0, SID).write_u64(third, 1).unwrap();
+        armed.store(1, Ordering::SeqCst);
+        assert!(matches!(domain.unmap(at, size), Err(UnmapError::StillReachable { .. })));
+        domain.map(at, block.addr(), size, RW).unwrap();
+        domain.unmap(at, size).unwrap();
+        model.free_data(page);
+        assert!(model.device(0, SID).write_u64(third, 2).is_err(), "RIL {range_inv}");
+        assert_eq!(model.report().stale_dma, 0);
+    }
+}

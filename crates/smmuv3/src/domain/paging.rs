@@ -1,6 +1,7 @@
 //! Paging domains: a translation table of the driver's own.
 
 use core::fmt;
+use core::sync::atomic::AtomicBool;
 
 use super::{Owed, for_each_owed};
 use crate::arch::{AddrSize, BadShape, Granule, Shape, Stage};
@@ -57,6 +58,8 @@ pub(crate) struct Paging<P: Platform> {
     pub(crate) table: PageTable<P>,
     /// Replaced and unref'd only under the attach mutex.
     pub(crate) invs: Published<InvArray, P>,
+    /// An invalidation failed: what the TLBs hold need not be what the table had last.
+    pub(crate) in_doubt: AtomicBool,
 }
 
 impl<P: Platform> PagingDomain<P> {
@@ -70,7 +73,8 @@ impl<P: Platform> PagingDomain<P> {
         let no_memory = |_| DomainError::NoMemory;
         let table = PageTable::new(&fleet.platform, shape).ok_or(DomainError::NoMemory)?;
         let invs = Published::try_new(InvArray::empty(), fleet.rcu.clone()).map_err(no_memory)?;
-        Ok(PagingDomain(Shared::try_new(Paging { fleet: fleet.clone(), table, invs }).map_err(no_memory)?))
+        let in_doubt = AtomicBool::new(false);
+        Ok(PagingDomain(Shared::try_new(Paging { fleet: fleet.clone(), table, invs, in_doubt }).map_err(no_memory)?))
     }
 
     /// The stage that the table is for.
