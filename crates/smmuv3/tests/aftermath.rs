@@ -5,8 +5,8 @@ mod common;
 mod spy;
 
 use common::*;
-use smmuv3::arch::Stage;
 use smmuv3::arch::regs::offset;
+use smmuv3::arch::{RawSte, Stage};
 use smmuv3::platform::Iova;
 use smmuv3::{AttachError, DeviceConfig, Geometry, PagingDomain, UnmapError};
 use smmuv3_model::{AtsAnswers, AtsBehaviour, Model, ModelConfig, ModelPlatform, ModelSmmuConfig};
@@ -175,4 +175,35 @@ fn unmapping_a_block_makes_up_for_a_failed_unmap_of_the_pages_before() {
         assert!(model.device(0, SID).write_u64(third, 2).is_err(), "RIL {range_inv}");
         assert_eq!(model.report().stale_dma, 0);
     }
+}
+
+/// A vSMMU keeps its VMID while no device is attached through it, and nobody invalidates for it meanwhile.
+#[test]
+fn a_vmid_whose_flush_failed_is_flushed_before_its_vsmmu_uses_it_again() {
+    // Detach rings once for each step of the STE, and then for the VMID: find the ring that is the VMID's.
+    for n in 1..=8 {
+        let model = Model::new(ModelConfig::default());
+        let (iommu, smmu, armed) = damaging(&model);
+        let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
+        let parent = iommu.paging_domain(Stage::S2, Geometry::default()).unwrap();
+        let vsmmu = iommu.vsmmu(&smmu, &parent).unwrap();
+        // V, and Config = bypass: stage 2 only.
+        let nested = vsmmu.nested_domain(&RawSte([0b1001, 0, 0, 0, 0, 0, 0, 0])).unwrap();
+        device.attach_nested(&nested).unwrap();
+        let page = model.alloc_data(1).unwrap();
+        parent.map(IOVA, page.addr(), PAGE, RW).unwrap();
+        model.device(0, SID).write_u64(IOVA, 1).unwrap();
+        armed.store(n, Ordering::SeqCst);
+        if device.detach().is_err() {
+            continue;
+        }
+        assert_eq!(armed.load(Ordering::SeqCst), 0, "the flush was never hit");
+        parent.unmap(IOVA, PAGE).unwrap();
+        model.free_data(page);
+        device.attach_nested(&nested).unwrap();
+        assert!(model.device(0, SID).write_u64(IOVA, 2).is_err());
+        assert_eq!(model.report().stale_dma, 0);
+        return;
+    }
+    panic!("the flush was never hit");
 }

@@ -52,7 +52,14 @@ impl<P: Platform> DeviceInner<P> {
                 let stages = Stages::S2(stage2_of(domain));
                 self.write_stes(Ste::Translate { vmid: tag, eats, stages })?;
             }
-            Rid::Nested(nested) => self.write_stes(nested.ste(ats))?,
+            Rid::Nested(nested) => {
+                let vsmmu = &nested.vsmmu;
+                if vsmmu.dirty.load(Relaxed) {
+                    // While the VMID stood in no array, nobody invalidated what a failed flush had left.
+                    self.smmu.run([Command::TlbiS12Vmall { vmid: vsmmu.vmid }])?;
+                }
+                self.write_stes(nested.ste(ats))?;
+            }
             Rid::Identity if pasids => {
                 self.write_stes(self.stage1_ste(state, DefaultSubstream::Bypass, eats))?;
             }
