@@ -135,6 +135,24 @@ fn all_domains_of_a_device_that_breaks_keep_their_tables() {
 }
 
 #[test]
+fn a_domain_that_a_device_may_have_reached_keeps_its_tables() {
+    for pasid in [false, true] {
+        let rig = Rig::new();
+        let device = rig.iommu.add_device(&rig.smmu, DeviceConfig::stream(SID).pasid_bits(4)).unwrap();
+        let domain = rig.domain(Stage::S1);
+        let before = rig.model.driver_pages();
+        rig.model.set_dead(0, true);
+        let attached = if pasid { device.attach_pasid(1, &domain) } else { device.attach(&domain) };
+        attached.unwrap_err();
+        drop(domain);
+        assert_eq!(rig.model.driver_pages(), before);
+        // A broken device still has its PASIDs.
+        drop(device);
+        assert_eq!(rig.model.driver_pages(), before);
+    }
+}
+
+#[test]
 fn a_pasid_whose_attach_failed_half_way_is_seen_by_the_smmu_when_it_is_attached_again() {
     let config = ModelSmmuConfig { asid16: false, ..ModelSmmuConfig::default() };
     let rig = Rig::with(ModelConfig::with_smmu(config));
@@ -203,6 +221,11 @@ fn a_vmid_whose_flush_failed_is_flushed_before_its_vsmmu_uses_it_again() {
         device.attach_nested(&nested).unwrap();
         assert!(model.device(0, SID).write_u64(IOVA, 2).is_err());
         assert_eq!(model.report().stale_dma, 0);
+        // What is cached of the tables under it may be from before, so they stay for ever.
+        drop(device);
+        let before = model.driver_pages();
+        drop((nested, vsmmu, parent));
+        assert_eq!(model.driver_pages(), before);
         return;
     }
     panic!("the flush was never hit");
