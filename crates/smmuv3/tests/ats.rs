@@ -471,3 +471,14 @@ fn what_is_remembered_without_a_pasid_is_gone_when_only_pasids_stay() {
         assert_eq!(rig.model.report().stale_dma, 0);
     }
 }
+
+#[test]
+fn a_function_that_answers_no_atc_invalidation_is_served_without_ats() {
+    let rig = Rig::new();
+    rig.model.set_ats(0, SID, AtsBehaviour { answers: AtsAnswers::Never, ..AtsBehaviour::default() });
+    let (device, domain) = (add_ats(&rig, SID), rig.domain(Stage::S1));
+    device.attach(&domain).unwrap();
+    assert!(!device.ats() && !rig.model.ats_enabled(0, SID));
+    assert!(use_and_unmap(&rig, &domain, SID, IOVA));
+    rig.model.report().assert_clean();
+}
