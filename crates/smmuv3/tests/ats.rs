@@ -364,12 +364,17 @@ fn a_function_that_is_reset_while_it_is_invalidated_holds_nobody_up() {
 ///                                                   write the STE: the device may fill its ATC
 #[test]
 fn a_device_with_ats_joins_a_domain_only_when_nobody_works_with_the_old_array() {
+    join_while_unmapping(None);
+    join_while_unmapping(Some(5));
+}
+
+fn join_while_unmapping(pasid: Option<u32>) {
     let model = smmuv3_model::Model::new(ModelConfig { smmus: vec![Default::default(); 2], ..Default::default() });
     let iommu = smmuv3::Iommu::new(model.platform()).unwrap();
     let options = smmuv3::SmmuOptions { timeout_ns: 20_000_000_000, ..Default::default() };
     let smmus = [0, 1].map(|n| iommu.add_smmu(model.mmio(n), options).unwrap());
     let domain = iommu.paging_domain(Stage::S1, Default::default()).unwrap();
-    let add = |smmu: usize, sid| iommu.add_device(&smmus[smmu], DeviceConfig::stream(sid).ats()).unwrap();
+    let add = |smmu: usize, sid| iommu.add_device(&smmus[smmu], DeviceConfig::stream(sid).pasid_bits(4).ats()).unwrap();
     let (slow, other, joining) = (add(0, OTHER), add(1, OTHER), add(1, SID));
     slow.attach(&domain).unwrap();
     other.attach(&domain).unwrap();
@@ -383,7 +388,10 @@ fn a_device_with_ats_joins_a_domain_only_when_nobody_works_with_the_old_array() 
         while !model.report().smmus[1].commands.contains_key("TLBI_NH_VA") {
             std::thread::yield_now();
         }
-        let attacher = scope.spawn(|| joining.attach(&domain).unwrap());
+        let attacher = scope.spawn(|| match pasid {
+            Some(pasid) => joining.attach_pasid(pasid, &domain).unwrap(),
+            None => joining.attach(&domain).unwrap(),
+        });
         // It has come as far as it may: the array is published.
         loop {
             let mut published = false;
@@ -395,12 +403,82 @@ fn a_device_with_ats_joins_a_domain_only_when_nobody_works_with_the_old_array() 
         }
         std::thread::sleep(std::time::Duration::from_millis(100));
         let early = model.take_commands(1);
-        assert!(!early.iter().any(|command| command.mnemonic() == "CFGI_STE"), "{early:?}");
+        assert!(!early.iter().any(|command| command.mnemonic().starts_with("CFGI")), "{early:?}");
         model.set_dead(0, false);
         unmapper.join().unwrap();
         attacher.join().unwrap();
     });
     model.free_data(page);
-    assert!(model.device(1, SID).ats_write_u64(IOVA, 2).is_err());
+    let hw = pasid.map_or(model.device(1, SID), |pasid| model.device(1, SID).with_ssid(pasid));
+    assert!(hw.ats_write_u64(IOVA, 2).is_err());
     model.report().assert_clean();
+}
+
+/// Those that were attached while ATS was off have no entry for the ATC.
+#[test]
+fn ats_does_not_go_on_while_anybody_stays_attached_without_it() {
+    for last in 0..3 {
+        let rig = Rig::new();
+        rig.model.set_ats(0, SID, AtsBehaviour { has_ats: false, ..AtsBehaviour::default() });
+        let (device, first, second) = (add_ats(&rig, SID), rig.domain(Stage::S1), rig.domain(Stage::S1));
+        match last {
+            2 => device.attach(&first).unwrap(),
+            _ => device.attach_pasid(1, &first).unwrap(),
+        }
+        // The function learns it.
+        rig.model.set_ats(0, SID, AtsBehaviour::default());
+        match last {
+            0 => device.attach(&second).unwrap(),
+            _ => device.attach_pasid(2, &second).unwrap(),
+        }
+        let hw = if last == 2 { rig.device(SID) } else { rig.device(SID).with_ssid(1) };
+        let page = rig.page();
+        first.map(IOVA, page.addr(), PAGE, RW).unwrap();
+        hw.write_u64(IOVA, 1).unwrap();
+        let _ = hw.ats_write_u64(IOVA, 1);
+        first.unmap(IOVA, PAGE).unwrap();
+        rig.model.free_data(page);
+        assert!(hw.ats_write_u64(IOVA, 2).is_err());
+        assert!(!device.ats() && !rig.model.ats_enabled(0, SID));
+        rig.model.report().assert_clean();
+        // Once all of them are gone, it may.
+        device.detach().unwrap();
+        (1..=2).for_each(|pasid| device.detach_pasid(pasid).unwrap());
+        device.attach(&first).unwrap();
+        assert!(device.ats());
+    }
+}
+
+#[test]
+fn what_is_remembered_without_a_pasid_is_gone_when_only_pasids_stay() {
+    for identity in [false, true] {
+        let rig = Rig::new();
+        let (device, own, beside) = (add_ats(&rig, SID), rig.domain(Stage::S1), rig.domain(Stage::S1));
+        device.attach(&own).unwrap();
+        device.attach_pasid(1, &beside).unwrap();
+        let page = rig.page();
+        own.map(IOVA, page.addr(), PAGE, RW).unwrap();
+        rig.device(SID).ats_write_u64(IOVA, 1).unwrap();
+        if identity {
+            device.attach_identity().unwrap();
+        } else {
+            device.detach().unwrap();
+        }
+        assert!(device.ats());
+        assert_eq!(own.unmap(IOVA, PAGE).unwrap().wait_rounds, 0);
+        rig.model.free_data(page);
+        assert!(rig.device(SID).ats_write_u64(IOVA, 2).is_err());
+        assert_eq!(rig.model.report().stale_dma, 0);
+    }
+}
+
+#[test]
+fn a_function_that_answers_no_atc_invalidation_is_served_without_ats() {
+    let rig = Rig::new();
+    rig.model.set_ats(0, SID, AtsBehaviour { answers: AtsAnswers::Never, ..AtsBehaviour::default() });
+    let (device, domain) = (add_ats(&rig, SID), rig.domain(Stage::S1));
+    device.attach(&domain).unwrap();
+    assert!(!device.ats() && !rig.model.ats_enabled(0, SID));
+    assert!(use_and_unmap(&rig, &domain, SID, IOVA));
+    rig.model.report().assert_clean();
 }

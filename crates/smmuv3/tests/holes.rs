@@ -6,27 +6,15 @@ mod spy;
 
 use common::*;
 use smmuv3::arch::regs::offset;
-use smmuv3::arch::{AddrSize, Granule, Stage};
+use smmuv3::arch::{AddrSize, Command, Granule, Stage};
 use smmuv3::platform::{Iova, Mmio, PhysAddr};
-use smmuv3::{AddDeviceError, DeviceConfig, Geometry, Iommu, PagingDomain, SmmuHandle, UnmapError};
+use smmuv3::{AddDeviceError, DeviceConfig, Geometry, Iommu, PagingDomain, UnmapError};
 use smmuv3_model::{Model, ModelConfig, ModelSmmuConfig};
 use spy::*;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-/// Damages the command `back` places before PROD at the announcement number `at` after arming.
-fn damaging(model: &Model) -> (Iommu<SpyPlatform>, SmmuHandle<SpyPlatform>, Arc<AtomicU32>) {
-    let armed = Arc::new(AtomicU32::new(0));
-    let (ram, arm) = (model.clone(), armed.clone());
-    let (iommu, mmio) = spy(model, move |offset, prod| {
-        if offset == offset::CMDQ_PROD && arm.load(Ordering::SeqCst) > 0 && arm.fetch_sub(1, Ordering::SeqCst) == 1 {
-            damage_last_command(&ram, prod);
-        }
-    });
-    let smmu = iommu.add_smmu(mmio, quick()).unwrap();
-    (iommu, smmu, armed)
-}
 fn within(what: &str, f: impl FnOnce() + Send + 'static) {
     let (done, wait) = mpsc::channel();
     std::thread::spawn(move || {
@@ -487,4 +475,41 @@ fn tables_under_a_tag_that_was_not_flushed_outlive_the_domain() {
         return;
     }
     panic!("the flush was never hit");
+}
+
+/// guest's command                        thread that drops the device
+/// enter a read section
+/// look whether the device is gone
+///                                        say that it is gone
+///                                        wait until everybody is through who saw it otherwise
+/// CFGI, ATC_INV for its StreamIDs
+///                                        give the StreamIDs back
+#[test]
+fn a_device_keeps_its_streamids_while_a_guest_s_commands_may_be_on_their_way_to_it() {
+    let model = Model::new(ModelConfig::default());
+    let hook: Arc<std::sync::Mutex<Option<Irq>>> = Arc::default();
+    let iommu = interruptible(&model, hook.clone());
+    let smmu = iommu.add_smmu(Spy::new(&model), quick()).unwrap();
+    let parent = iommu.paging_domain(Stage::S2, Geometry::default()).unwrap();
+    let vsmmu = iommu.vsmmu(&smmu, &parent).unwrap();
+    let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
+    vsmmu.map_stream(1, &device).unwrap();
+    let (device, dropper) = (Arc::new(std::sync::Mutex::new(Some(device))), Arc::new(std::sync::Mutex::new(None)));
+    let (early, thread) = (Arc::new(AtomicBool::new(false)), dropper.clone());
+    let told = early.clone();
+    *hook.lock().unwrap() = Some(Arc::new(move || {
+        // Here the guest's thread has just entered its read section.
+        let device = device.lock().unwrap().take();
+        let done = Arc::new(AtomicBool::new(false));
+        let tell = done.clone();
+        *thread.lock().unwrap() = Some(std::thread::spawn(move || {
+            drop(device);
+            tell.store(true, Ordering::SeqCst);
+        }));
+        std::thread::sleep(Duration::from_millis(200));
+        told.store(done.load(Ordering::SeqCst), Ordering::SeqCst);
+    }));
+    let _ = vsmmu.invalidate(&[Command::CfgiCdAll { sid: 1 }.encode()]);
+    dropper.lock().unwrap().take().expect("the hook ran").join().unwrap();
+    assert!(!early.load(Ordering::SeqCst), "the StreamID was given back under a guest's command");
 }

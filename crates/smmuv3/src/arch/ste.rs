@@ -270,6 +270,11 @@ fn stage2_walk_is_consistent(t0sz: u8, sl0: u8, granule: Granule) -> bool {
 }
 
 impl Ste {
+    /// Whether the stream's ATS requests are answered and its translated accesses pass.
+    pub const fn allows_ats(&self) -> bool {
+        matches!(self, Ste::Translate { eats: Eats::Full | Eats::Split, .. })
+    }
+
     /// The 64 bytes. Bits of a value that are wider than its field are dropped.
     pub fn encode(&self) -> RawSte {
         let mut raw = RawSte::default();

@@ -20,9 +20,15 @@ impl<P: Platform> DeviceInner<P> {
         self.ats_capable && self.smmu.features.ats && useful
     }
 
+    /// Whether ATS is on for a device that shall be at `rid`; turns it on if it was off. `alone` tells that nobody stays attached who was attached
+    /// while it was off, and so has no entry for the device's ATC.
+    pub(super) fn decide_ats(&self, rid: &Rid<P>, pasids: bool, alone: bool) -> bool {
+        self.wants_ats(rid, pasids) && (self.ats_on.load(Ordering::Relaxed) || alone && self.turn_ats_on())
+    }
+
     /// Turns ATS on in the device, whose STEs do not allow it yet, and makes its ATC forget what it may remember from before. Returns whether
     /// it is on.
-    pub(super) fn turn_ats_on(&self) -> bool {
+    fn turn_ats_on(&self) -> bool {
         let (platform, smmu) = (&self.fleet.platform, self.smmu.id.index());
         let on = self.sids.iter().all(|&sid| platform.ats_enable(smmu, sid, self.smmu.ats_stu));
         if on && self.flush_atc(None).is_ok() {

@@ -25,7 +25,7 @@ const MAX_KEYS: usize = MAX_STREAMS + 2;
 /// The entries of one attachment.
 pub(super) type Keys = ArrayVec<Key, MAX_KEYS>;
 
-/// A device behind an SMMU. Blocked until it is attached; dropping it detaches it and gives its StreamIDs back.
+/// A device behind an SMMU. Blocked until it is attached; dropping it detaches it and gives its StreamIDs back, unless it is broken.
 pub struct Device<P: Platform>(pub(crate) Shared<DeviceInner<P>>);
 
 pub(crate) struct DeviceInner<P: Platform> {
@@ -184,7 +184,9 @@ impl<P: Platform> DeviceInner<P> {
         }
         let Some(owner) = to.owner() else { return Ok(()) };
         let was_on = self.ats_on.load(Ordering::Relaxed);
-        let ats = self.wants_ats(&to, !state.pasids.is_empty()) && (was_on || self.turn_ats_on());
+        // A device that changes over leaves nothing behind but its PASIDs.
+        let pasids = !state.pasids.is_empty();
+        let ats = self.decide_ats(&to, pasids, !pasids);
         let prepared = match &to {
             Rid::Nested(nested) => self.prepare_nested(nested, ats),
             _ => self.prepare(&owner, None, ats),
@@ -201,7 +203,7 @@ impl<P: Platform> DeviceInner<P> {
         let tag = prepared.tag();
         let keys = self.publish(&owner, prepared, ats);
 
-        let written = self.write_rid(&state, &to, tag, ats, !state.pasids.is_empty());
+        let written = self.write_rid(&state, &to, tag, ats, pasids);
         // What the device remembers of where it was must go before that domain forgets the device.
         let settled = written.and_then(|()| if ats && was_on { self.flush_atc(None) } else { Ok(()) });
         self.change_over(&mut state, settled, to, keys, was_on && !ats)?;
@@ -239,8 +241,7 @@ impl<P: Platform> DeviceInner<P> {
                     nested.vsmmu.dirty.store(true, Ordering::Relaxed);
                 }
             }
-            let owners = [state.rid.owner(), to.owner()];
-            return Err(self.give_up(state, cause, owners.into_iter().flatten()));
+            return Err(self.give_up(state, cause, to.owner()));
         }
         let old = core::mem::replace(&mut state.rid, to);
         let old_keys = core::mem::replace(&mut state.rid_keys, keys);
@@ -277,18 +278,15 @@ impl<P: Platform> DeviceInner<P> {
         }
     }
 
-    /// The hardware did not confirm a change: nothing is given back, and the device is broken.
-    pub(super) fn give_up(
-        &self,
-        state: &mut State<P>,
-        cause: QueueError,
-        owners: impl Iterator<Item = Owner<P>>,
-    ) -> Unconfirmed {
+    /// The hardware did not confirm a change: nothing is given back, neither of what the device is attached to nor of what it should have been,
+    /// and the device is broken.
+    pub(super) fn give_up(&self, state: &mut State<P>, cause: QueueError, to: Option<Owner<P>>) -> Unconfirmed {
         let sid = self.sids.first().copied().unwrap_or(0);
         let unconfirmed = Unconfirmed { smmu: self.smmu.id, sid, cause };
         // An SMMU that comes back to life shall find the device blocked. Whether it has seen it, nobody can know now.
         let _ = self.abort_streams();
-        owners.for_each(|owner| owner.keep_forever());
+        state.rid.owner().into_iter().chain(to).for_each(|owner| owner.keep_forever());
+        state.pasids.iter().for_each(|binding| binding.owner.keep_forever());
         state.broken = Some(unconfirmed);
         unconfirmed
     }
@@ -414,9 +412,11 @@ impl<P: Platform> Drop for Device<P> {
         let device = &*self.0;
         // A device that breaks here is blocked as a whole by the second step.
         let _ = device.detach_all_pasids();
-        let detached = device.leave_to(Rid::Blocked);
+        let blocked = device.leave_to(Rid::Blocked).is_ok();
         let _turn = device.fleet.attach.lock();
-        let gone = detached.is_ok() && device.write_stes(Ste::Invalid).is_ok();
+        // Of a broken device there are entries in the arrays. They must not come to mean another device, or another SMMU.
+        let whole = blocked && device.state.lock().check().is_ok();
+        let gone = whole && device.write_stes(Ste::Invalid).is_ok();
         device.gone.store(true, Ordering::Release);
         // Guests' commands look at `gone` inside a read section.
         device.fleet.rcu.synchronize();
@@ -424,9 +424,10 @@ impl<P: Platform> Drop for Device<P> {
             let mut streams = device.smmu.streams.lock();
             device.sids.iter().for_each(|&sid| streams.release(sid));
             device.smmu.users.fetch_sub(1, Ordering::Relaxed);
-        } else if let Some(cds) = device.state.lock().cds.take() {
-            // The SMMU may still read it; its StreamIDs stay claimed, and the SMMU stays.
-            core::mem::forget(cds);
+        }
+        if !blocked {
+            // The SMMU may still read it.
+            core::mem::forget(device.state.lock().cds.take());
         }
     }
 }

@@ -71,7 +71,8 @@ pub enum AttachError {
 
 /// The SMMU did not confirm a change of a device's configuration: **the device may still reach what it could reach before.**
 ///
-/// The device is broken: it can be attached to nothing any more, and the memory of the domains concerned is never freed.
+/// The device is broken: it can be attached to nothing any more, its StreamIDs and its SMMU stay in use also when it is dropped, and the memory of
+/// the domains that it is attached to is never freed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{smmu}, StreamID {sid:#x}: the change of configuration was not confirmed: {cause}")]
 pub struct Unconfirmed {

@@ -1,6 +1,7 @@
 //! Attaching devices and PASIDs to domains: the one sequence behind all of it.
 //!
-//! 1. Decide ATS, and turn it on in the device if it goes on: while the STE says no, the device gets no translation.
+//! 1. Decide ATS, and turn it on in the device if it goes on: while the STE says no, the device gets no translation. It does not go on while
+//!    anybody stays attached who was attached without it.
 //! 2. Merge the device's entries into the new domain's array. Everything that may fail for want of memory happens up to here, and leaves no trace.
 //! 3. Publish the merged array: from now on both domains invalidate for the device. With ATS, a grace period: the device's ATC must not be filled
 //!    from a TLB entry that a thread with the old array is still invalidating.

@@ -89,10 +89,11 @@ impl<P: Platform> DeviceInner<P> {
         if let Owner::Sva(sva) = &owner {
             sva.users.lock().try_reserve(1).map_err(|_| AttachError::NoMemory)?;
         }
-        let leaf_added = state.cds.as_mut().and_then(|cds| cds.reserve(pasid)).ok_or(AttachError::NoMemory)?;
+        state.cds.as_mut().and_then(|cds| cds.reserve(pasid)).ok_or(AttachError::NoMemory)?;
 
         let was_on = self_.ats_on.load(Ordering::Relaxed);
-        let ats = self_.wants_ats(&state.rid, true) && (was_on || self_.turn_ats_on());
+        let alone = state.pasids.is_empty() && state.rid.owner().is_none();
+        let ats = self_.decide_ats(&state.rid, true, alone);
         let prepared = match self_.prepare(&owner, Some(pasid), ats) {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -110,16 +111,13 @@ impl<P: Platform> DeviceInner<P> {
         }
 
         let cd = stage1_cd(&shape, root, mair, tag).encode();
-        let written = self_.write_cd(state, pasid, cd, !leaf_added).and_then(|()| match state.rid {
+        let written = self_.write_cd(state, pasid, cd, false).and_then(|()| match state.rid {
             // The STE pointed to no CDs so far, or did not allow ATS.
             Rid::Identity | Rid::Blocked => self_.write_rid(state, &state.rid, 0, ats, true),
             Rid::Paging(_) | Rid::Nested(_) => Ok(()),
         });
-        state.pasids.insert(place, PasidBinding { pasid, owner: owner.clone(), keys });
-        written.map_err(|cause| {
-            let owners = [Some(owner), state.rid.owner()];
-            self_.give_up(state, cause, owners.into_iter().flatten()).into()
-        })
+        state.pasids.insert(place, PasidBinding { pasid, owner, keys });
+        written.map_err(|cause| self_.give_up(state, cause, None).into())
     }
 
     fn detach_pasid(&self, pasid: u32) -> Result<(), Unconfirmed> {
@@ -141,8 +139,7 @@ impl<P: Platform> DeviceInner<P> {
             })
             .and_then(|()| if ats { self.flush_atc(Some(pasid)) } else { Ok(()) });
         if let Err(cause) = written {
-            let owners = state.pasids.get(place).map(|binding| binding.owner.clone());
-            return Err(self.give_up(state, cause, owners.into_iter()));
+            return Err(self.give_up(state, cause, None));
         }
         let PasidBinding { owner, keys, .. } = state.pasids.remove(place);
         if let Owner::Sva(sva) = &owner {
@@ -172,7 +169,7 @@ impl<P: Platform> DeviceInner<P> {
             let cd = stage1_cd(&sva.shape, sva.table.root, sva.table.mair, asid);
             self.write_cd(state, binding.pasid, Cd { ttb0: None, record: false, ..cd }.encode(), true)
         });
-        written.map_err(|cause| self.give_up(state, cause, core::iter::empty()))
+        written.map_err(|cause| self.give_up(state, cause, None))
     }
 
     pub(super) fn detach_all_pasids(&self) -> Result<(), Unconfirmed> {

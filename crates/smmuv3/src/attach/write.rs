@@ -1,7 +1,11 @@
 //! What a device's STEs and CDs shall be, and bringing them there.
 
+use crate::primitive::AtomicU64;
+use crate::primitive::Ordering::Relaxed;
+
 use crate::arch::{
-    Cd, Command, DefaultSubstream, Eats, MAIR, RawCd, Shape, Stage, Stages, StallModel, Ste, SteStage1, StreamWorld,
+    ATC_INV_ALL, Cd, Command, DefaultSubstream, Eats, MAIR, RawCd, RawSte, Shape, Stage, Stages, StallModel, Ste,
+    SteStage1, StreamWorld,
 };
 use crate::domain::stage2_of;
 use crate::platform::{PhysAddr, Platform};
@@ -48,7 +52,14 @@ impl<P: Platform> DeviceInner<P> {
                 let stages = Stages::S2(stage2_of(domain));
                 self.write_stes(Ste::Translate { vmid: tag, eats, stages })?;
             }
-            Rid::Nested(nested) => self.write_stes(nested.ste(ats))?,
+            Rid::Nested(nested) => {
+                let vsmmu = &nested.vsmmu;
+                if vsmmu.dirty.load(Relaxed) {
+                    // While the VMID stood in no array, nobody invalidated what a failed flush had left.
+                    self.smmu.run([Command::TlbiS12Vmall { vmid: vsmmu.vmid }])?;
+                }
+                self.write_stes(nested.ste(ats))?;
+            }
             Rid::Identity if pasids => {
                 self.write_stes(self.stage1_ste(state, DefaultSubstream::Bypass, eats))?;
             }
@@ -84,10 +95,22 @@ impl<P: Platform> DeviceInner<P> {
         for &sid in &self.sids {
             if let Some(words) = streams.ste(sid) {
                 let sync = || self.smmu.run([Command::CfgiSte { sid, leaf: true }]);
-                result = result.and(table::write(&self.fleet.platform, words, ste.encode(), sync).map(|_| ()));
+                let forgotten = if ste.allows_ats() { self.forget_before(sid, words) } else { Ok(()) };
+                let write = || table::write(&self.fleet.platform, words, ste.encode(), sync).map(|_| ());
+                result = result.and(forgotten.and_then(|()| write()));
             }
         }
         result
+    }
+
+    /// Makes a stream's ATC forget everything, if the STE at `words` does not let it be used now. It may do so because the stream was cut off
+    /// for not answering an ATC_INV; what it remembers of that must be gone before it is let in again.
+    fn forget_before(&self, sid: u32, words: &[AtomicU64; 8]) -> Result<(), QueueError> {
+        let now = RawSte(core::array::from_fn(|index| words[index].load(Relaxed)));
+        if now.decode(&self.smmu.features).is_ok_and(|ste| ste.allows_ats()) {
+            return Ok(());
+        }
+        self.smmu.run([Command::AtcInv { sid, ssid: None, global: false, addr: 0, size: ATC_INV_ALL }])
     }
 
     /// Makes all the device's streams abort, whatever their STEs say and whatever the SMMU has seen of them.
@@ -99,7 +122,7 @@ impl<P: Platform> DeviceInner<P> {
         result
     }
 
-    /// Brings the CD of `ssid` to `cd`. `leaf` is false where the level 1 descriptor above it is new.
+    /// Brings the CD of `ssid` to `cd`. `leaf` is false where the level 1 descriptor above it may be new.
     pub(super) fn write_cd(&self, state: &State<P>, ssid: u32, cd: RawCd, leaf: bool) -> Result<(), QueueError> {
         let Some(words) = state.cds.as_ref().and_then(|cds| cds.cd(ssid)) else { return Ok(()) };
         let sync = || self.smmu.run(self.sids.iter().map(|&sid| Command::CfgiCd { sid, ssid, leaf }));

@@ -1,5 +1,6 @@
 //! Paging domains: a translation table of the driver's own.
 
+use crate::primitive::AtomicBool;
 use core::fmt;
 
 use super::{Owed, for_each_owed};
@@ -56,6 +57,8 @@ pub(crate) struct Paging<P: Platform> {
     pub(crate) table: PageTable<P>,
     /// Replaced and unref'd only under the attach mutex.
     pub(crate) invs: Invs<P>,
+    /// An invalidation failed: what the TLBs hold need not be what the table had last.
+    pub(crate) in_doubt: AtomicBool,
 }
 
 impl<P: Platform> PagingDomain<P> {
@@ -69,7 +72,8 @@ impl<P: Platform> PagingDomain<P> {
         let no_memory = |_| DomainError::NoMemory;
         let table = PageTable::new(&fleet.platform, shape).ok_or(DomainError::NoMemory)?;
         let invs = Invs::try_new(fleet.rcu.clone()).map_err(no_memory)?;
-        Ok(PagingDomain(Shared::try_new(Paging { fleet: fleet.clone(), table, invs }).map_err(no_memory)?))
+        let in_doubt = AtomicBool::new(false);
+        Ok(PagingDomain(Shared::try_new(Paging { fleet: fleet.clone(), table, invs, in_doubt }).map_err(no_memory)?))
     }
 
     /// The stage that the table is for.

@@ -24,7 +24,7 @@ pub(crate) struct VSmmuInner<P: Platform> {
     pub(crate) smmu: Shared<Smmu<P>>,
     pub(crate) parent: Shared<Paging<P>>,
     pub(crate) vmid: u16,
-    /// A flush of the VMID failed: it is never given out again.
+    /// A flush of the VMID failed: it is flushed before each use, and never given out again.
     pub(crate) dirty: AtomicBool,
     /// The guest's StreamIDs.
     streams: Mutex<P::RawMutex, Streams<P>>,

@@ -11,6 +11,7 @@ mod range;
 
 pub(crate) use commands::{Change, flush_tag};
 
+use crate::primitive::Ordering;
 use arrayvec::ArrayVec;
 
 use crate::arch::regs::CmdqError;
@@ -233,9 +234,10 @@ impl<P: Platform> Paging<P> {
         let section = self.fleet.rcu.enter();
         let found = self.table.unmap(iova, len).map_err(|(iova, size)| UnmapError::PartOfBlock { iova, size })?;
         // Also where this call found nothing: another may have cleared the descriptors and not have completed its invalidation, or
-        // its invalidation may have failed. It may have taken out tables, too, so only a call that found everything knows what was there.
+        // its invalidation may have failed. It may have taken out tables, too, so only a call that found everything knows what was there, and
+        // not even that one where an invalidation has failed since: pages may be cached where a block was found.
         let granule = self.table.shape().granule();
-        let leaf = found.tables.is_empty() && found.bytes == len;
+        let leaf = found.tables.is_empty() && found.bytes == len && !self.in_doubt.load(Ordering::Relaxed);
         let change = if len == self.table.shape().input_end() {
             Change::Everything
         } else {
@@ -260,7 +262,10 @@ impl<P: Platform> Paging<P> {
                 Err(UnmapError::CutOff { bytes, source })
             }
             // The tables are not freed: an SMMU may still walk them.
-            Err(source) => Err(UnmapError::StillReachable { bytes, source }),
+            Err(source) => {
+                self.in_doubt.store(true, Ordering::Relaxed);
+                Err(UnmapError::StillReachable { bytes, source })
+            }
         }
     }
 

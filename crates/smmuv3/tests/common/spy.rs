@@ -1,14 +1,14 @@
 //! The model's platform with hooks: what a test may see, change or interrupt.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use smmuv3::Iommu;
 use smmuv3::arch::regs::{QUEUE_BASE_ADDR, offset};
 use smmuv3::platform::{DmaWindow, Mmio, PhysAddr, Platform};
 use smmuv3::rcu::Rcu;
+use smmuv3::{Iommu, SmmuHandle, SmmuOptions};
 use smmuv3_model::{Model, ModelMmio, ModelPlatform};
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// What arrives as an interrupt at the next full barrier, once.
@@ -279,4 +279,19 @@ pub fn damage_last_command(model: &Model, prod: u32) {
     let (queue, mask) = (base & QUEUE_BASE_ADDR, (1u64 << (base & 31)) - 1);
     let slot = u64::from(prod).wrapping_sub(2) & mask;
     model.write_u64(PhysAddr(queue + 16 * slot), 0xff);
+}
+
+/// An `Iommu` with an SMMU: the command before the CMD_SYNC is damaged at the announcement whose number, counted from now on, is put into
+/// what comes third.
+pub fn damaging(model: &Model) -> (Iommu<SpyPlatform>, SmmuHandle<SpyPlatform>, Arc<AtomicU32>) {
+    let armed = Arc::new(AtomicU32::new(0));
+    let (ram, arm) = (model.clone(), armed.clone());
+    let (iommu, mmio) = spy(model, move |offset, prod| {
+        if offset == offset::CMDQ_PROD && arm.load(Ordering::SeqCst) > 0 && arm.fetch_sub(1, Ordering::SeqCst) == 1 {
+            damage_last_command(&ram, prod);
+        }
+    });
+    let options = SmmuOptions { timeout_ns: 250_000_000, ..SmmuOptions::default() };
+    let smmu = iommu.add_smmu(mmio, options).unwrap();
+    (iommu, smmu, armed)
 }
