@@ -230,3 +230,13 @@ fn a_vmid_whose_flush_failed_is_flushed_before_its_vsmmu_uses_it_again() {
     }
     panic!("the flush was never hit");
 }
+
+#[test]
+fn a_device_whose_bypass_was_not_confirmed_is_blocked_when_the_smmu_comes_back() {
+    let rig = Rig::new();
+    let (device, page) = (rig.add(SID), rig.page());
+    rig.model.set_dead(0, true);
+    device.attach_identity().unwrap_err();
+    rig.model.set_dead(0, false);
+    assert!(rig.device(SID).write_u64(Iova(page.addr().0), 1).is_err());
+}

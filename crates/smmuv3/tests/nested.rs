@@ -7,8 +7,8 @@ use smmuv3::arch::{
     AddrSize, Cd, Command, Desc, Granule, MAIR, RawCommand, RawSte, Shape, Stage, SyncSignal, TlbiAddr, TlbiRange,
 };
 use smmuv3::platform::{Iova, PhysAddr};
-use smmuv3::{GuestCommandFault, GuestSteError, Kind, MapStreamError, VSmmu, VSmmuError};
-use smmuv3_model::{DataPages, ModelConfig, ModelPlatform, ModelSmmuConfig, Sabotage};
+use smmuv3::{Geometry, GuestCommandFault, GuestSteError, Kind, MapStreamError, UnmapError, VSmmu, VSmmuError};
+use smmuv3_model::{AtsAnswers, AtsBehaviour, DataPages, ModelConfig, ModelPlatform, ModelSmmuConfig, Sabotage};
 
 /// Where the guest's memory begins in its own eyes (IPA).
 const GUEST: u64 = 0x4000_0000;
@@ -456,4 +456,54 @@ fn a_vmid_under_which_a_device_broke_is_never_given_out_again() {
     let all: Vec<_> = (0..254).map(|_| rig.iommu.vsmmu(&rig.smmu, &parent).unwrap()).collect();
     assert!(all.iter().all(|vsmmu| vsmmu.vmid() != vmid));
     assert!(rig.iommu.vsmmu(&rig.smmu, &parent).is_err());
+}
+
+#[test]
+fn a_guest_s_device_that_does_not_answer_is_cut_off_before_the_host_s_unmap_returns() {
+    let rig = Rig::new();
+    let parent = rig.domain(Stage::S2);
+    let device = rig.iommu.add_device(&rig.smmu, smmuv3::DeviceConfig::stream(SID).ats()).unwrap();
+    let mut guest = Guest::new(&rig, &parent, 9);
+    let mut ste = stage1();
+    ste.0[1] |= 1 << 28;
+    device.attach_nested(&guest.vsmmu.nested_domain(&ste).unwrap()).unwrap();
+    rig.device(SID).ats_write_u64(Iova(0x1000), 1).unwrap();
+    let behaviour = AtsBehaviour { answers: AtsAnswers::Never, ..AtsBehaviour::default() };
+    rig.model.set_ats(0, SID, behaviour);
+    let error = parent.unmap(Iova(GUEST + 4 * PAGE), PAGE).unwrap_err();
+    assert!(matches!(error, UnmapError::CutOff { source, .. } if source.sid == Some(SID)), "{error}");
+    rig.model.free_data(guest.memory.pop().unwrap());
+    assert!(rig.device(SID).ats_write_u64(Iova(0x1000), 2).is_err());
+    assert_eq!(rig.model.report().stale_dma, 0);
+}
+
+#[test]
+fn a_guest_s_atc_invalidation_is_never_smaller_than_the_smallest_translation_unit() {
+    let config = ModelSmmuConfig { granules: [false, false, true], ..Default::default() };
+    let rig = Rig::with(ModelConfig::with_smmu(config));
+    let geometry = Geometry { granule: Granule::K64, ..Geometry::default() };
+    let parent = rig.iommu.paging_domain(Stage::S2, geometry).unwrap();
+    let device = rig.iommu.add_device(&rig.smmu, smmuv3::DeviceConfig::stream(SID).ats()).unwrap();
+    let vsmmu = rig.iommu.vsmmu(&rig.smmu, &parent).unwrap();
+    vsmmu.map_stream(GUEST_SID, &device).unwrap();
+    let mut ste = stage1();
+    ste.0[1] |= 1 << 28;
+    device.attach_nested(&vsmmu.nested_domain(&ste).unwrap()).unwrap();
+    rig.model.take_commands(0);
+    let command = Command::AtcInv { sid: GUEST_SID, ssid: None, global: false, addr: 0x1_0000, size: 0 };
+    vsmmu.invalidate(&[command.encode()]).unwrap();
+    let sent = Command::AtcInv { sid: SID, ssid: None, global: false, addr: 0x1_0000, size: 4 };
+    assert_eq!(rig.model.take_commands(0)[0], sent);
+    rig.model.report().assert_clean();
+}
+
+#[test]
+fn a_guest_s_streamid_is_free_again_when_its_device_is_gone() {
+    let rig = Rig::new();
+    let vsmmu = rig.iommu.vsmmu(&rig.smmu, &rig.domain(Stage::S2)).unwrap();
+    for _ in 0..2 {
+        let device = rig.add(SID);
+        vsmmu.map_stream(GUEST_SID, &device).unwrap();
+        vsmmu.invalidate(&[Command::CfgiCdAll { sid: GUEST_SID }.encode()]).unwrap();
+    }
 }

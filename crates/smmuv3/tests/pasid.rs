@@ -217,3 +217,59 @@ fn without_memory_a_pasid_is_not_attached_and_detaching_needs_none() {
     assert_eq!(shape.start_level(), 1);
     rig.model.report().assert_clean();
 }
+
+/// Behind an STE that lets traffic without a PASID bypass or terminates it, PASID 0 still means the first CD (§5.2, S1DSS).
+#[test]
+fn pasid_0_does_not_reach_what_the_device_has_left() {
+    for identity in [false, true] {
+        let rig = Rig::new();
+        let (device, own, beside) = (device(&rig), rig.domain(Stage::S1), rig.domain(Stage::S1));
+        device.attach(&own).unwrap();
+        device.attach_pasid(1, &beside).unwrap();
+        let page = rig.page();
+        own.map(Iova(0x1000), page.addr(), PAGE, RW).unwrap();
+        rig.device(SID).write_u64(Iova(0x1000), 1).unwrap();
+        if identity {
+            device.attach_identity().unwrap();
+        } else {
+            device.detach().unwrap();
+        }
+        assert!(rig.device(SID).with_ssid(0).write_u64(Iova(0x1000), 2).is_err());
+        own.unmap(Iova(0x1000), PAGE).unwrap();
+        rig.model.free_data(page);
+        assert!(rig.device(SID).with_ssid(0).write_u64(Iova(0x1000), 2).is_err());
+        rig.model.report().assert_clean();
+    }
+}
+
+#[test]
+fn all_streams_of_a_device_change_over_with_its_cd() {
+    let rig = Rig::new();
+    let device = rig.iommu.add_device(&rig.smmu, DeviceConfig::stream(SID).and_stream(OTHER)).unwrap();
+    let (first, second, page) = (rig.domain(Stage::S1), rig.domain(Stage::S1), rig.page());
+    device.attach(&first).unwrap();
+    first.map(Iova(0x1000), page.addr(), PAGE, RW).unwrap();
+    for sid in [SID, OTHER] {
+        rig.device(sid).write_u64(Iova(0x1000), 1).unwrap();
+    }
+    device.attach(&second).unwrap();
+    first.unmap(Iova(0x1000), PAGE).unwrap();
+    rig.model.free_data(page);
+    for sid in [SID, OTHER] {
+        assert!(rig.device(sid).write_u64(Iova(0x1000), 2).is_err());
+    }
+    let page = rig.page();
+    second.map(Iova(0x1000), page.addr(), PAGE, RW).unwrap();
+    for sid in [SID, OTHER] {
+        rig.device(sid).write_u64(Iova(0x1000), 3).unwrap();
+    }
+    rig.model.report().assert_clean();
+}
+
+#[test]
+fn tables_of_another_iommu_are_refused() {
+    let (rig, other) = (Rig::new(), Rig::new());
+    let sva = Process::new(&other).sva;
+    assert_eq!(device(&rig).attach_pasid(1, &sva), Err(AttachError::OtherIommu));
+    assert_eq!(device(&rig).attach_pasid(1, &other.domain(Stage::S1)), Err(AttachError::OtherIommu));
+}

@@ -30,11 +30,12 @@ unsafe impl GlobalAlloc for Heap {
 static HEAP: Heap = Heap;
 
 /// An SMMU with 255 ASIDs, and two devices.
-fn small() -> (Rig, [Device<ModelPlatform>; 2]) {
+fn small(ats: bool) -> (Rig, [Device<ModelPlatform>; 2]) {
     let config = ModelSmmuConfig { asid16: false, ..ModelSmmuConfig::default() };
     let rig = Rig::with(ModelConfig::with_smmu(config));
     let devices = [SID, OTHER].map(|sid| {
         let config = DeviceConfig::stream(sid).pasid_bits(9);
+        let config = if ats { config.ats() } else { config };
         rig.iommu.add_device(&rig.smmu, config).unwrap()
     });
     (rig, devices)
@@ -64,7 +65,7 @@ fn take_all(rig: &Rig, device: &Device<ModelPlatform>) -> Vec<u32> {
 
 #[test]
 fn an_attach_that_fails_gives_its_new_tag_back() {
-    let (rig, [device, _]) = small();
+    let (rig, [device, _]) = small(false);
     for _ in 0..300 {
         attach_without_memory(&device, &rig.domain(Stage::S1));
     }
@@ -73,9 +74,22 @@ fn an_attach_that_fails_gives_its_new_tag_back() {
 
 #[test]
 fn an_attach_that_fails_does_not_give_away_the_tag_that_others_use() {
-    let (rig, [first, second]) = small();
+    let (rig, [first, second]) = small(false);
     let domain = rig.domain(Stage::S1);
     first.attach(&domain).unwrap();
     attach_without_memory(&second, &domain);
     assert!(take_all(&rig, &second).into_iter().eq(2..=255), "1 is the domain's");
+}
+
+#[test]
+fn an_attach_that_fails_leaves_ats_off_where_it_was_off() {
+    let (rig, [first, second]) = small(true);
+    take_all(&rig, &first);
+    for pasid in [false, true] {
+        let domain = rig.domain(Stage::S1);
+        let result = if pasid { second.attach_pasid(1, &domain) } else { second.attach(&domain) };
+        assert!(matches!(result, Err(AttachError::NoTag { .. })));
+        assert!(!second.ats() && !rig.model.ats_enabled(0, OTHER));
+    }
+    rig.model.report().assert_clean();
 }
