@@ -18,7 +18,7 @@ use crate::arch::regs::CmdqError;
 use crate::arch::{Granule, Prot};
 use crate::domain::{Paging, PagingDomain};
 use crate::invs::{Invs, Key, Kind};
-use crate::pgtable::{DeadTables, MapCause};
+use crate::pgtable::MapCause;
 use crate::platform::{Iova, PhysAddr, Platform};
 use crate::queue::{QueueError, Submission, Ticket};
 use crate::shared::Shared;
@@ -254,11 +254,11 @@ impl<P: Platform> Paging<P> {
         let bytes = found.bytes;
         match result {
             Ok(wait_rounds) => {
-                self.free_tables(found.tables);
+                self.table.retire(found.tables, &self.fleet.rcu);
                 Ok(UnmapReport { bytes, wait_rounds })
             }
             Err(source) if source.sid.is_some() => {
-                self.free_tables(found.tables);
+                self.table.retire(found.tables, &self.fleet.rcu);
                 Err(UnmapError::CutOff { bytes, source })
             }
             // The tables are not freed: an SMMU may still walk them.
@@ -266,21 +266,6 @@ impl<P: Platform> Paging<P> {
                 self.in_doubt.store(true, Ordering::Relaxed);
                 Err(UnmapError::StillReachable { bytes, source })
             }
-        }
-    }
-
-    /// Frees tables whose invalidation has completed, once no thread is in them any more. Does not wait for that: this may be an
-    /// interrupt handler that interrupted such a thread. What cannot be freed now is parked for the next call.
-    fn free_tables(&self, tables: DeadTables) {
-        if tables.is_empty() {
-            return;
-        }
-        self.table.park(tables);
-        let parked = self.table.take_parked();
-        if self.fleet.rcu.try_synchronize() {
-            self.table.free(parked);
-        } else {
-            self.table.park(parked);
         }
     }
 }

@@ -17,6 +17,7 @@ extern crate std;
 mod arrays;
 mod commands;
 mod grace;
+mod tables;
 
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -31,6 +32,8 @@ use crate::primitive::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::rcu::ShardedRcu;
 
 const BASE: u64 = 0x4000_0000;
+/// What freed memory is full of.
+const FREED: u64 = 0xdead_dead_dead_dead;
 
 /// Explores `model`: all interleavings with at most `preemptions` preemptions, or all (`None`).
 fn explore(preemptions: Option<usize>, model: impl Fn() + Sync + Send + 'static) {
@@ -86,13 +89,16 @@ impl Platform for LoomPlatform {
     fn window(&self) -> &DmaWindow {
         &self.0.window
     }
-    fn dma_alloc(&self, size: usize, _align: usize) -> Option<PhysAddr> {
+    fn dma_alloc(&self, size: usize, align: usize) -> Option<PhysAddr> {
         let mut given = self.0.given.lock().unwrap();
-        let at = *given;
-        *given += size;
+        let at = given.next_multiple_of(align);
+        *given = at + size;
         (*given <= self.0.words.len() * 8).then_some(PhysAddr(BASE + at as u64))
     }
-    fn dma_free(&self, _: PhysAddr, _: usize, _: usize) {}
+    fn dma_free(&self, addr: PhysAddr, size: usize, _: usize) {
+        let first = (addr.0 - BASE) as usize / 8;
+        self.0.words[first..first + size / 8].iter().for_each(|word| word.store(FREED, Ordering::Relaxed));
+    }
     fn full_barrier(&self) {
         fence(Ordering::SeqCst);
     }

@@ -5,6 +5,7 @@ use crate::primitive::Ordering::{Acquire, Relaxed, Release};
 
 use super::{DEAD, PageTable};
 use crate::platform::{PhysAddr, Platform};
+use crate::rcu::Sections;
 
 /// A list of tables that are linked nowhere any more. Needs no memory of its own.
 ///
@@ -31,8 +32,24 @@ impl DeadTables {
 }
 
 impl<P: Platform> PageTable<P> {
+    /// Frees tables whose invalidation has completed, once no thread is in them any more. Does not wait for that: this may be an
+    /// interrupt handler that interrupted such a thread. What cannot be freed now is parked for the next call.
+    pub(crate) fn retire(&self, tables: DeadTables, sections: &Sections<P>) {
+        if tables.is_empty() {
+            return;
+        }
+        self.park(tables);
+        let parked = self.take_parked();
+        // litmus: parked
+        if sections.try_synchronize() {
+            self.free(parked);
+        } else {
+            self.park(parked);
+        }
+    }
+
     /// Frees the tables. Their invalidation has completed, and a grace period has passed since.
-    pub(crate) fn free(&self, mut tables: DeadTables) {
+    pub(super) fn free(&self, mut tables: DeadTables) {
         while let Some(table) = self.pop(&mut tables) {
             if !self.start.is_kept() {
                 self.free_table(table);
@@ -41,7 +58,7 @@ impl<P: Platform> PageTable<P> {
     }
 
     /// Puts tables aside whose invalidation has completed.
-    pub(crate) fn park(&self, mut tables: DeadTables) {
+    fn park(&self, mut tables: DeadTables) {
         while let Some(table) = self.pop(&mut tables) {
             let Some(first) = self.table(table).first() else { return };
             let mut head = self.parked.load(Relaxed);
@@ -57,7 +74,7 @@ impl<P: Platform> PageTable<P> {
     }
 
     /// Takes all tables that were put aside.
-    pub(crate) fn take_parked(&self) -> DeadTables {
+    pub(super) fn take_parked(&self) -> DeadTables {
         DeadTables { head: self.parked.swap(0, Acquire) }
     }
 
