@@ -284,7 +284,7 @@ impl Unit {
         sids.sort_unstable();
         for sid in sids {
             let gone = self.function(sid).take_doomed();
-            if !self.function(sid).enabled {
+            if !self.function(sid).enabled || !self.laziness.atc_refill {
                 continue;
             }
             for entry in gone {

@@ -155,8 +155,9 @@ impl Unit {
         self.configs.invalidate(&cfgi, now);
     }
 
+    /// Whether an invalidation takes effect now, rather than when a CMD_SYNC completes.
     pub(crate) fn acts_early(&mut self) -> bool {
-        self.laziness.early_invalidations && self.rng.one_in(2)
+        !self.laziness.late_invalidations || self.laziness.early_invalidations && self.rng.one_in(2)
     }
 
     fn tlbi(
@@ -181,7 +182,7 @@ impl Unit {
         if self.sabotaged(ignored) || s1_clear {
             return;
         }
-        let scope = Scope { regimes, vmid, asids, addr };
+        let scope = Scope { regimes, vmid, asids, addr, exact: self.laziness.exact_hints };
         match self.acts_early() {
             true => self.tlb.remove(&scope),
             false => self.tlb.doom(&scope),
@@ -223,7 +224,8 @@ impl Unit {
             return Ok(());
         }
         self.sync_atcs()?;
-        for (sid, ssid, iova) in self.tlb.take_nested() {
+        let refill = if self.laziness.nested_refill { self.tlb.take_nested() } else { Vec::new() };
+        for (sid, ssid, iova) in refill {
             // A prefetch, which raises no event.
             let _ = self.translate(&Request { sid, ssid, iova, write: false, ats: false });
         }

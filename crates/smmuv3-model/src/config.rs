@@ -118,7 +118,8 @@ impl Unit {
     /// Reads an STE or CD: eight single-copy atomic loads, in any order. `None`: there is no memory.
     fn fetch_structure(&mut self, addr: u64, request: &Request, what: &'static str) -> Option<[u64; 8]> {
         let mut words = [0; 8];
-        for i in self.rng.order_of_8() {
+        let order = if self.laziness.any_word_order { self.rng.order_of_8() } else { [0, 1, 2, 3, 4, 5, 6, 7] };
+        for i in order {
             words[i] = self.fetch(addr + 8 * i as u64, Some(request), what)?;
             if self.rng.one_in(8) {
                 // Let a writer that is in the middle of an update go on.
@@ -126,6 +127,11 @@ impl Unit {
             }
         }
         Some(words)
+    }
+
+    /// Whether a structure that was fetched is cached.
+    fn keeps(&self, valid: bool) -> bool {
+        self.laziness.config_cache && (valid || self.laziness.invalid_config_cache)
     }
 
     fn outside(&self, what: &str, addr: u64) {
@@ -161,7 +167,10 @@ impl Unit {
                             self.outside("L1STD", addr);
                             return Err(request.config_fault(Event::FSteFetch(request.stream(), fetch(addr))));
                         };
-                        self.configs.l1stds.insert(key, Cached { value, doomed: false });
+                        let valid = L1Std::new_with_raw_value(value).target(split).is_some();
+                        if self.keeps(valid) {
+                            self.configs.l1stds.insert(key, Cached { value, doomed: false });
+                        }
                         value
                     }
                 };
@@ -183,8 +192,10 @@ impl Unit {
             return Err(request.config_fault(Event::FSteFetch(request.stream(), fetch(addr))));
         };
         let entry = self.decode_ste(RawSte(words));
-        self.configs.stes.insert(sid, Cached { value: entry, doomed });
-        self.configs.any_doomed |= doomed;
+        if self.keeps(!matches!(entry.ste, Err(_) | Ok(Ste::Invalid))) {
+            self.configs.stes.insert(sid, Cached { value: entry, doomed });
+            self.configs.any_doomed |= doomed;
+        }
         Ok(FoundSte { entry, doomed })
     }
 
@@ -231,8 +242,10 @@ impl Unit {
                             self.outside("L1CD", addr);
                             return Err(request.config_fault(Event::FCdFetch(request.stream(), fetch(addr))));
                         };
-                        self.configs.l1cds.insert(key, Cached { value, doomed });
-                        self.configs.any_doomed |= doomed;
+                        if self.keeps(L1Cd::new_with_raw_value(value).target().is_some()) {
+                            self.configs.l1cds.insert(key, Cached { value, doomed });
+                            self.configs.any_doomed |= doomed;
+                        }
                         value
                     }
                 };
@@ -255,8 +268,10 @@ impl Unit {
         };
         let raw = RawCd(words);
         let value = CachedCd { cd: raw.decode(&self.features), affd: raw.0[0] >> 35 & 1 != 0 };
-        self.configs.cds.insert((sid, index), Cached { value, doomed });
-        self.configs.any_doomed |= doomed;
+        if self.keeps(value.cd.is_ok()) {
+            self.configs.cds.insert((sid, index), Cached { value, doomed });
+            self.configs.any_doomed |= doomed;
+        }
         Ok(value)
     }
 

@@ -10,11 +10,12 @@ use crate::atc::Function;
 use crate::ats::Outstanding;
 use crate::config::ConfigCache;
 use crate::fault::{DmaError, Fault, Request};
+use crate::laziness::Laziness;
 use crate::memory::{Memory, Owner, PAGE, PageState, lock};
 use crate::oracle::{Oracle, SmmuReport, StaleAccess};
 use crate::regs::Regs;
 use crate::rng::Rng;
-use crate::setup::{Laziness, ModelSmmuConfig};
+use crate::setup::ModelSmmuConfig;
 use crate::tlb::{Map, Tlb};
 use crate::walk::{Output, Source};
 

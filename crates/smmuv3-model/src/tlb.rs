@@ -179,6 +179,8 @@ pub(crate) struct Scope {
     pub asids: Asids,
     /// `None`: all.
     pub addr: Option<TlbiAddr>,
+    /// `Leaf`, TG and TTL spare what they may.
+    pub exact: bool,
 }
 
 impl Scope {
@@ -195,7 +197,7 @@ impl Scope {
     /// Address, TG and TTL (§4.4.1.1); `leaf`: of a leaf entry, rather than of a walk-cache entry.
     fn reaches_origin(&self, origin: &Origin, leaf: bool) -> bool {
         let Some(addr) = self.addr else { return true };
-        if !leaf && addr.leaf {
+        if self.exact && !leaf && addr.leaf {
             return false;
         }
         let first = origin.base;
@@ -203,11 +205,12 @@ impl Scope {
         let Some(range) = addr.range else {
             return (first..=last).contains(&addr.addr);
         };
-        if range.granule != origin.granule {
+        if self.exact && range.granule != origin.granule {
             return false;
         }
         // A hint of level 1 has no meaning for 16 KiB pages, and counts as none.
-        let ttl = if range.granule == Granule::K16 && range.ttl == 1 { 0 } else { range.ttl };
+        let none = !self.exact || range.granule == Granule::K16 && range.ttl == 1;
+        let ttl = if none { 0 } else { range.ttl };
         let level = match (ttl, leaf) {
             (0, _) => true,
             (ttl, true) => origin.level == ttl,

@@ -237,7 +237,7 @@ impl Unit {
                 DescKind::Invalid => return Err(translation),
                 DescKind::Table(next) => {
                     fits(next.0).then_some(()).ok_or(addr_size)?;
-                    self.tlb.insert_table(tag, Table { origin, next: next.0 });
+                    self.keep_table(tag, Table { origin, next: next.0 });
                     walk = Walk { level: walk.level + 1, table: next.0, start: false, ..walk };
                 }
                 DescKind::Leaf(addr) => {
@@ -267,15 +267,28 @@ impl Unit {
                         origin.doomed |= stale.doomed && self.tlb.one_pending_reaches(tag, &origin, s2.tag, stale);
                     }
                     let has_asid = tag.regime != Regime::El2;
-                    let tag = if has_asid && !desc.not_global() { tag.global(cd.private_asid) } else { tag };
+                    let global = self.laziness.global_entries && has_asid && !desc.not_global();
+                    let tag = if global { tag.global(cd.private_asid) } else { tag };
                     let leaf = Leaf { origin, pa, prot, prot2, ipa: middle, nested, chunk, junk: false };
-                    self.tlb.insert_leaf(tag, va, leaf);
+                    self.keep_leaf(tag, va, leaf);
                     allowed.then_some(()).ok_or(permission)?;
                     let pa = pa | va & ((1 << chunk) - 1);
                     let source = Source::Tlb(TlbHit { tag, origin, junk: false });
                     return Ok(Output { pa, prot: granted & prot2, chunk, source });
                 }
             }
+        }
+    }
+
+    fn keep_leaf(&mut self, tag: Tag, input: u64, leaf: Leaf) {
+        if self.laziness.tlb && (leaf.nested.is_none() || self.laziness.nested_entries) {
+            self.tlb.insert_leaf(tag, input, leaf);
+        }
+    }
+
+    fn keep_table(&mut self, tag: Tag, table: Table) {
+        if self.laziness.walk_cache {
+            self.tlb.insert_table(tag, table);
         }
     }
 
@@ -344,7 +357,7 @@ impl Unit {
                 DescKind::Invalid => return Err(fault(Cause::Translation)),
                 DescKind::Table(next) => {
                     fits(next.0).then_some(()).ok_or(fault(Cause::AddrSize))?;
-                    self.tlb.insert_table(s2.tag, Table { origin, next: next.0 });
+                    self.keep_table(s2.tag, Table { origin, next: next.0 });
                     walk = Walk { level: walk.level + 1, table: next.0, start: false, ..walk };
                 }
                 DescKind::Leaf(addr) => {
@@ -356,7 +369,7 @@ impl Unit {
                     }
                     let prot = desc.prot(Stage::S2);
                     let leaf = Leaf { origin, pa, prot, prot2: prot, ipa: 0, nested: None, chunk, junk: false };
-                    self.tlb.insert_leaf(s2.tag, ipa, leaf);
+                    self.keep_leaf(s2.tag, ipa, leaf);
                     self.allowed2(request, s2, prot, class, ipa)?;
                     return Ok(Stage2Output { pa: pa | ipa & ((1 << chunk) - 1), leaf });
                 }

@@ -1,0 +1,321 @@
+//! Each freedom that the SMMU takes: what it leads to when it is on, and that it does not when it is off.
+
+mod common;
+
+use common::*;
+use smmuv3::arch::regs::{Cr0, offset};
+use smmuv3::arch::{Command, Desc, Eats, Granule, Stage, Stages, Ste};
+use smmuv3::platform::{Iova, Mmio, PhysAddr};
+use smmuv3_model::{DataPages, Freedom, Laziness, ModelSmmuConfig};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const ASID: u16 = 7;
+const VMID: u16 = 3;
+const IOVA: u64 = 0x4000_0000;
+const IPA: u64 = 0x20_0000;
+
+fn va(leaf: bool) -> Command {
+    Command::TlbiNhVa { vmid: VMID, asid: ASID, addr: one(IOVA, leaf) }
+}
+
+/// An SMMU with these freedoms and no others.
+fn config(freedoms: &[&str]) -> ModelSmmuConfig {
+    let mut laziness = Laziness::none();
+    freedoms.iter().for_each(|name| assert!(laziness.set(name, true), "{name}"));
+    ModelSmmuConfig { laziness, ..ModelSmmuConfig::default() }
+}
+
+/// Runs a case on an SMMU that has, besides those that it needs, this freedom; and on one that has not.
+fn on_and_off<T>(freedom: &str, needed: &[&str], case: impl Fn(ModelSmmuConfig) -> T) -> (T, T) {
+    let with: Vec<_> = needed.iter().copied().chain([freedom]).collect();
+    (case(config(&with)), case(config(needed)))
+}
+
+impl Rig {
+    fn reads(&self, iova: u64) -> bool {
+        self.device().read_u64(Iova(iova)).is_ok()
+    }
+
+    /// `SID` reads a page at `IOVA` through stage 1, and the page is unmapped then.
+    fn unmapped(config: ModelSmmuConfig) -> (Rig, Table, DataPages) {
+        let rig = Rig::with(config);
+        let table = rig.table(Stage::S1, Granule::K4, 48);
+        let data = rig.model.alloc_data(1).unwrap();
+        rig.map(&table, IOVA, data.addr(), 3, RW);
+        rig.attach_s1(SID, &table, ASID, VMID);
+        rig.device().read_u64(Iova(IOVA)).unwrap();
+        rig.unmap(&table, IOVA, 3);
+        (rig, table, data)
+    }
+
+    /// `SID` reads a page at `IOVA` through both stages, and the page is unmapped at stage 2 then.
+    fn unmapped_nested(config: ModelSmmuConfig) -> Rig {
+        let rig = Rig::with(config);
+        let (s1, s2) = (rig.table(Stage::S1, Granule::K4, 48), rig.table(Stage::S2, Granule::K4, 40));
+        rig.map_ram(&s2);
+        rig.map(&s2, IPA, rig.model.alloc_data(1).unwrap().addr(), 3, RW);
+        rig.map(&s1, IOVA, PhysAddr(IPA), 3, RW);
+        let stages = Stages::Nested(rig.one_cd(&s1, ASID), stage2(&s2));
+        rig.ste(SID, Ste::Translate { vmid: VMID, eats: Eats::Off, stages });
+        rig.cmd_sync(Command::CfgiSte { sid: SID, leaf: true });
+        rig.device().read_u64(Iova(IOVA)).unwrap();
+        rig.unmap(&s2, IPA, 3);
+        rig
+    }
+}
+
+#[test]
+fn the_list_names_every_switch_with_its_section() {
+    let (mut on, mut off) = (Laziness::none(), Laziness::all());
+    for Freedom { name, section, what } in Laziness::LIST {
+        assert!(section.contains(|c: char| c.is_ascii_digit()) && what.ends_with('.'), "{name}");
+        assert_eq!((on.get(name), off.get(name)), (Some(false), Some(true)));
+        assert!(on.set(name, true) && off.set(name, false));
+        assert_eq!((on.get(name), off.get(name)), (Some(true), Some(false)));
+    }
+    assert_eq!((on, off), (Laziness::all(), Laziness::none()));
+    assert!(!Laziness::all().set("no_such", true) && Laziness::all().get("no_such").is_none());
+}
+
+#[test]
+fn junk_at_reset() {
+    let streams_that_pass = |config| {
+        let rig = Rig::off(config);
+        rig.queues_on();
+        rig.smmu_on();
+        let data = rig.model.alloc_data(1).unwrap();
+        (0..64).filter(|&sid| rig.model.device(0, sid).read_u64(Iova(data.addr().0)).is_ok()).count()
+    };
+    let (on, off) = on_and_off("junk_at_reset", &[], streams_that_pass);
+    assert!(on > 0 && off == 0, "{on}, {off}");
+}
+
+#[test]
+fn late_acks() {
+    let at_once = |config| {
+        let rig = Rig::off(config);
+        let value = Cr0::default().with_eventqen(true).raw_value();
+        rig.mmio.write32(offset::CR0, value);
+        rig.mmio.read32(offset::CR0ACK) == value
+    };
+    assert_eq!(on_and_off("late_acks", &[], at_once), (false, true));
+}
+
+#[test]
+fn config_cache() {
+    let old_ste_is_used = |config| {
+        let rig = Rig::with(config);
+        rig.ste(SID, Ste::Bypass);
+        let data = rig.model.alloc_data(1).unwrap();
+        assert!(rig.reads(data.addr().0));
+        rig.ste(SID, Ste::Abort);
+        rig.reads(data.addr().0)
+    };
+    assert_eq!(on_and_off("config_cache", &[], old_ste_is_used), (true, false));
+}
+
+#[test]
+fn invalid_config_cache() {
+    let old_ste_is_used = |config| {
+        let rig = Rig::with(config);
+        let data = rig.model.alloc_data(1).unwrap();
+        assert!(!rig.reads(data.addr().0));
+        rig.ste(SID, Ste::Bypass);
+        !rig.reads(data.addr().0)
+    };
+    assert_eq!(on_and_off("invalid_config_cache", &["config_cache"], old_ste_is_used), (true, false));
+}
+
+#[test]
+fn any_word_order() {
+    //   driver                              SMMU
+    //   S2TTB, the words behind V
+    //                                       reads the STE
+    //   V, in the first word
+    //
+    // Who reads the first word first sees nothing or all of it.
+    let torn = |config, rounds: u32| {
+        let rig = Rig::with(config);
+        let table = rig.table(Stage::S2, Granule::K4, 40);
+        let data = rig.model.alloc_data(1).unwrap();
+        rig.map(&table, IPA, data.addr(), 3, RW);
+        let done = AtomicBool::new(false);
+        (0..rounds).any(|_| {
+            rig.words(rig.stes.0 + u64::from(SID) * 64, [0; 8]);
+            done.store(false, Ordering::SeqCst);
+            std::thread::scope(|scope| {
+                let reader = scope.spawn(|| {
+                    let mut torn = false;
+                    while !done.load(Ordering::SeqCst) {
+                        if let Err(error) = rig.device().read_u64(Iova(IPA)) {
+                            let invalid = format!("{error:?}").contains("CBadSte");
+                            torn |= !invalid;
+                        }
+                    }
+                    torn
+                });
+                rig.ste(SID, s2_ste(&table, VMID));
+                while !rig.reads(IPA) {}
+                done.store(true, Ordering::SeqCst);
+                reader.join().unwrap()
+            })
+        })
+    };
+    assert!(torn(config(&["any_word_order"]), u32::MAX));
+    assert!(!torn(config(&[]), 200));
+}
+
+#[test]
+fn tlb() {
+    let unmapped_page_is_read = |config| Rig::unmapped(config).0.reads(IOVA);
+    assert_eq!(on_and_off("tlb", &[], unmapped_page_is_read), (true, false));
+}
+
+#[test]
+fn walk_cache() {
+    let old_table_is_used = |config| {
+        let (rig, table, data) = Rig::unmapped(config);
+        rig.map(&table, IOVA + 0x1000, data.addr(), 3, RW);
+        rig.unmap(&table, IOVA, 2);
+        rig.reads(IOVA + 0x1000)
+    };
+    assert_eq!(on_and_off("walk_cache", &[], old_table_is_used), (true, false));
+}
+
+#[test]
+fn global_entries() {
+    let by_asid_is_in_vain = |config| {
+        let (rig, table, data) = Rig::unmapped(config);
+        rig.cmd_sync(va(true));
+        rig.set(&table, IOVA, 3, Desc(Desc::leaf(data.addr(), 3, Stage::S1, RW).0 & !(1 << 11)));
+        assert!(rig.reads(IOVA));
+        rig.unmap(&table, IOVA, 3);
+        rig.cmd_sync(Command::TlbiNhAsid { vmid: VMID, asid: ASID });
+        rig.reads(IOVA)
+    };
+    assert_eq!(on_and_off("global_entries", &["tlb"], by_asid_is_in_vain), (true, false));
+}
+
+#[test]
+fn nested_entries() {
+    let by_ipa_is_in_vain = |config| {
+        let rig = Rig::unmapped_nested(config);
+        rig.cmd_sync(Command::TlbiS2Ipa { vmid: VMID, addr: one(IPA, true) });
+        rig.reads(IOVA)
+    };
+    assert_eq!(on_and_off("nested_entries", &["tlb"], by_ipa_is_in_vain), (true, false));
+}
+
+#[test]
+fn nested_refill() {
+    let one_sync_is_too_few = |config| {
+        let rig = Rig::unmapped_nested(config);
+        rig.cmd(Command::TlbiS2Ipa { vmid: VMID, addr: one(IPA, true) });
+        rig.cmd_sync(Command::TlbiNhAll { vmid: VMID });
+        rig.reads(IOVA)
+    };
+    let needed = ["tlb", "nested_entries", "late_invalidations"];
+    assert_eq!(on_and_off("nested_refill", &needed, one_sync_is_too_few), (true, false));
+}
+
+#[test]
+fn exact_hints() {
+    for addr in [range(IOVA, Granule::K4, 0, 0, 2), range(IOVA, Granule::K16, 0, 0, 3)] {
+        let wrong_hint_spares = |config| {
+            let rig = Rig::unmapped(config).0;
+            rig.cmd_sync(Command::TlbiNhVa { vmid: VMID, asid: ASID, addr });
+            rig.reads(IOVA)
+        };
+        assert_eq!(on_and_off("exact_hints", &["tlb"], wrong_hint_spares), (true, false), "{addr:?}");
+    }
+    let leaf_spares_tables = |config| {
+        let (rig, table, data) = Rig::unmapped(config);
+        rig.map(&table, IOVA + 0x1000, data.addr(), 3, RW);
+        rig.unmap(&table, IOVA, 2);
+        rig.cmd_sync(va(true));
+        rig.reads(IOVA + 0x1000)
+    };
+    assert_eq!(on_and_off("exact_hints", &["walk_cache"], leaf_spares_tables), (true, false));
+}
+
+#[test]
+fn late_invalidations() {
+    let without_sync_is_in_vain = |config| {
+        let rig = Rig::unmapped(config).0;
+        rig.cmd(va(true));
+        rig.reads(IOVA)
+    };
+    assert_eq!(on_and_off("late_invalidations", &["tlb"], without_sync_is_in_vain), (true, false));
+}
+
+#[test]
+fn early_invalidations() {
+    let in_vain = |config| {
+        let (rig, table, data) = Rig::unmapped(config);
+        let once = || {
+            rig.map(&table, IOVA, data.addr(), 3, RW);
+            assert!(rig.reads(IOVA));
+            rig.unmap(&table, IOVA, 3);
+            rig.cmd(va(true));
+            let in_vain = rig.reads(IOVA);
+            rig.sync();
+            in_vain
+        };
+        (0..32).filter(|_| once()).count()
+    };
+    let (on, off) = on_and_off("early_invalidations", &["tlb", "late_invalidations"], in_vain);
+    assert!((1..32).contains(&on) && off == 32, "{on}, {off}");
+}
+
+#[test]
+fn atc_refill() {
+    let one_sync_is_too_few = |config| {
+        let (rig, table) = rig_with_ats(config);
+        rig.device().ats_read_u64(Iova(IOVA)).unwrap();
+        rig.unmap(&table, IOVA, 3);
+        rig.cmd(va(true));
+        rig.cmd_sync(Command::AtcInv { sid: SID, ssid: None, global: false, addr: IOVA, size: 0 });
+        rig.device().ats_read_u64(Iova(IOVA)).is_ok()
+    };
+    assert_eq!(on_and_off("atc_refill", &["tlb", "late_invalidations"], one_sync_is_too_few), (true, false));
+}
+
+/// `SID` has ATS, and a page at `IOVA`.
+fn rig_with_ats(config: ModelSmmuConfig) -> (Rig, Table) {
+    let rig = Rig::with(config);
+    rig.atschk(true);
+    let table = rig.table(Stage::S1, Granule::K4, 48);
+    rig.map(&table, IOVA, rig.model.alloc_data(1).unwrap().addr(), 3, RW);
+    rig.attach_ats(SID, VMID, Stages::S1(rig.one_cd(&table, ASID)));
+    (rig, table)
+}
+
+#[test]
+fn atc_timeout_loses_all() {
+    use smmuv3_model::{AtsAnswers, AtsBehaviour};
+    const SILENT: u32 = SID + 1;
+    let other_is_lost = |config| {
+        let (rig, table) = rig_with_ats(config);
+        rig.device().ats_read_u64(Iova(IOVA)).unwrap();
+        rig.unmap(&table, IOVA, 3);
+        rig.cmd_sync(va(true));
+        assert!(rig.platform_ats(SILENT));
+        rig.model.set_ats(0, SILENT, AtsBehaviour { answers: AtsAnswers::Never, ..Default::default() });
+        rig.cmd(Command::AtcInv { sid: SID, ssid: None, global: false, addr: IOVA, size: 0 });
+        rig.cmd(Command::AtcInv { sid: SILENT, ssid: None, global: false, addr: IOVA, size: 0 });
+        rig.cmd(Command::Sync(smmuv3::arch::SyncSignal::None));
+        assert!(rig.model.cmdq_error(0).is_some());
+        // Asked again, the CMD_SYNC completes what is left of it.
+        rig.mmio.write32(offset::GERRORN, rig.mmio.read32(offset::GERROR));
+        assert!(rig.model.cmdq_error(0).is_none());
+        rig.device().ats_read_u64(Iova(IOVA)).is_ok()
+    };
+    assert_eq!(on_and_off("atc_timeout_loses_all", &["late_invalidations"], other_is_lost), (true, false));
+}
+
+impl Rig {
+    fn platform_ats(&self, sid: u32) -> bool {
+        use smmuv3::platform::Platform;
+        self.platform.ats_enable(0, sid, 0)
+    }
+}
