@@ -120,7 +120,7 @@ impl Unit {
         }
         self.translated += 1;
         let output = Output { pa, prot: entry.prot, chunk: entry.shift, source: Source::Atc(entry) };
-        self.touch(request, &output, transfer)
+        self.finish(request, &output, transfer)
     }
 
     /// An ATS Translation Request (§3.9.1.2) and what its completion puts into the ATC. `record`: its one event, too.
@@ -249,6 +249,7 @@ impl Unit {
         }
         let scope = AtcScope::new(ssid, global && behaviour.global_invalidate, addr, size);
         self.function(sid).doom(&scope);
+        self.posted_due_to_atc_inv(sid, &scope);
         if self.acts_early() {
             self.remove_doomed_from_atcs();
         }

@@ -151,6 +151,7 @@ impl Unit {
         if self.sabotaged(Sabotage::IgnoreCfgi) {
             return;
         }
+        self.posted_due_to_cfgi(&cfgi);
         let now = self.acts_early();
         self.configs.invalidate(&cfgi, now);
     }
@@ -183,6 +184,7 @@ impl Unit {
             return;
         }
         let scope = Scope { regimes, vmid, asids, addr, exact: self.laziness.exact_hints };
+        self.posted_due_to_tlbi(&scope);
         match self.acts_early() {
             true => self.tlb.remove(&scope),
             false => self.tlb.doom(&scope),
@@ -224,6 +226,7 @@ impl Unit {
             return Ok(());
         }
         self.sync_atcs()?;
+        self.due_posted_arrive();
         let refill = if self.laziness.nested_refill { self.tlb.take_nested() } else { Vec::new() };
         for (sid, ssid, iova) in refill {
             // A prefetch, which raises no event.

@@ -74,6 +74,10 @@ freedoms! {
     late_invalidations: "§4.8", "An invalidation takes effect only when a CMD_SYNC after it completes.";
     early_invalidations: "§4.8",
         "Every other invalidation takes effect as soon as it is consumed. This finds drivers that invalidate before they change the table.";
+    late_writes: "§3.21.1",
+        "A posted write that was translated reaches memory as late as when a CMD_SYNC completes an invalidation of what translated it: TLB entry, STE, CD.";
+    late_translated_writes: "§3.9.1",
+        "A posted translated write reaches memory as late as when a CMD_SYNC completes an ATC_INV of what translated it.";
     atc_refill: "§3.9.1",
         "A function asks again for what an ATC_INV took from it, as soon as it is gone, before the TLBIs of the same CMD_SYNC are complete.";
     atc_timeout_loses_all: "§4.7.3",

@@ -40,6 +40,7 @@ mod laziness;
 mod memory;
 mod oracle;
 mod platform;
+mod posted;
 mod queue;
 mod regs;
 mod rng;

@@ -184,7 +184,7 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
-    fn reaches_tag(&self, tag: &Tag) -> bool {
+    pub(crate) fn reaches_tag(&self, tag: &Tag) -> bool {
         self.regimes.contains(&tag.regime)
             && self.vmid.is_none_or(|vmid| vmid == tag.vmid)
             && match self.asids {
@@ -192,6 +192,10 @@ impl Scope {
                 Asids::NonGlobal(asid) => tag.global.is_none() && tag.asid == asid,
                 Asids::OrGlobal(asid) => tag.global.is_some() || tag.asid == asid,
             }
+    }
+
+    pub(crate) fn reaches_leaf(&self, tag: &Tag, origin: &Origin) -> bool {
+        self.reaches_tag(tag) && self.reaches_origin(origin, true)
     }
 
     /// Address, TG and TTL (§4.4.1.1); `leaf`: of a leaf entry, rather than of a walk-cache entry.
@@ -318,7 +322,7 @@ impl Tlb {
     pub(crate) fn doom(&mut self, scope: &Scope) {
         let mut any = false;
         for (key, leaf) in &mut self.leaves {
-            if scope.reaches_tag(&key.tag) && scope.reaches_origin(&leaf.origin, true) {
+            if scope.reaches_leaf(&key.tag, &leaf.origin) {
                 leaf.origin.doomed = true;
                 any = true;
             }
@@ -337,8 +341,7 @@ impl Tlb {
 
     /// Whether one command that is not synchronised reaches the leaf entries of both origins.
     pub(crate) fn one_pending_reaches(&self, tag: Tag, origin: &Origin, tag2: Tag, origin2: &Origin) -> bool {
-        let reaches = |scope: &Scope, tag, origin| scope.reaches_tag(tag) && scope.reaches_origin(origin, true);
-        self.pending.iter().any(|scope| reaches(scope, &tag, origin) && reaches(scope, &tag2, origin2))
+        self.pending.iter().any(|scope| scope.reaches_leaf(&tag, origin) && scope.reaches_leaf(&tag2, origin2))
     }
 
     /// Removes the doomed entries of both stages, where stage 2 by itself is still cached; gives what they translated:
@@ -371,7 +374,7 @@ impl Tlb {
 
     /// Removes what `scope` reaches, at once.
     pub(crate) fn remove(&mut self, scope: &Scope) {
-        self.leaves.retain(|key, leaf| !(scope.reaches_tag(&key.tag) && scope.reaches_origin(&leaf.origin, true)));
+        self.leaves.retain(|key, leaf| !scope.reaches_leaf(&key.tag, &leaf.origin));
         self.tables.retain(|key, table| !(scope.reaches_tag(&key.tag) && scope.reaches_origin(&table.origin, false)));
     }
 

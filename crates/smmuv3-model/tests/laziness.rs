@@ -319,3 +319,110 @@ impl Rig {
         self.platform.ats_enable(0, sid, 0)
     }
 }
+
+/// Posts to `IOVA` for as long as it takes until a write is on its way.
+fn post_until_late(rig: &Rig, data: PhysAddr, post: impl Fn(u64)) -> bool {
+    (1..=64).any(|value| {
+        post(value);
+        rig.model.read_u64(data) != Some(value)
+    })
+}
+
+#[test]
+fn late_writes() {
+    //   driver                  device
+    //                           posts a write, which is translated
+    //   unmaps
+    //   TLBI                    (consumed)
+    //   frees the page: too early
+    //                           the write arrives
+    //   SYNC: now it would be right
+    for (waits, stale) in [(false, 1), (true, 0)] {
+        let stale_writes = |config| {
+            let (rig, table, _) = Rig::unmapped(config);
+            rig.cmd_sync(va(true));
+            let data = rig.model.alloc_data(1).unwrap();
+            rig.map(&table, IOVA, data.addr(), 3, RW);
+            let post = |value: u64| rig.device().post(Iova(IOVA), &value.to_le_bytes()).unwrap();
+            post_until_late(&rig, data.addr(), post);
+            rig.unmap(&table, IOVA, 3);
+            rig.cmd(va(true));
+            if waits {
+                rig.sync();
+            }
+            rig.model.free_data(data);
+            if !waits {
+                rig.sync();
+            }
+            rig.model.report().stale_dma.min(1)
+        };
+        assert_eq!(on_and_off("late_writes", &["tlb"], stale_writes), (stale, 0));
+    }
+}
+
+#[test]
+fn a_late_write_waits_for_the_sync_after_what_translated_it_and_for_no_other() {
+    let cd_all = Command::CfgiCdAll { sid: SID };
+    let other = Command::TlbiNhVa { vmid: VMID, asid: ASID, addr: one(IOVA + 0x1000, true) };
+    for (commands, arrives) in [
+        (&[va(true)][..], true),
+        (&[Command::TlbiNhAsid { vmid: VMID, asid: ASID }], true),
+        (&[Command::CfgiSte { sid: SID, leaf: true }], true),
+        (&[Command::CfgiCd { sid: SID, ssid: 0, leaf: true }], true),
+        (&[cd_all], true),
+        (&[other], false),
+        (&[Command::TlbiNhAsid { vmid: VMID, asid: ASID + 1 }], false),
+        (&[Command::CfgiSte { sid: SID + 1, leaf: true }], false),
+        (&[Command::CfgiCd { sid: SID, ssid: 1, leaf: true }], false),
+        (&[Command::AtcInv { sid: SID, ssid: None, global: false, addr: 0, size: 52 }], false),
+    ] {
+        let (rig, table, data) = Rig::unmapped(config(&["tlb", "late_writes"]));
+        assert!(rig.platform_ats(SID));
+        rig.map(&table, IOVA, data.addr(), 3, RW);
+        let post = |value: u64| rig.device().post(Iova(IOVA), &value.to_le_bytes()).unwrap();
+        assert!(post_until_late(&rig, data.addr(), post));
+        let before = rig.model.read_u64(data.addr());
+        commands.iter().for_each(|&command| rig.cmd(command));
+        assert_eq!(rig.model.read_u64(data.addr()), before, "{commands:?}");
+        rig.sync();
+        assert_eq!(rig.model.read_u64(data.addr()) != before, arrives, "{commands:?}");
+        // A read of the same function pushes it.
+        assert!(rig.reads(IOVA));
+        assert_ne!(rig.model.read_u64(data.addr()), before);
+        rig.model.report().assert_clean();
+    }
+}
+
+#[test]
+fn a_late_write_is_not_stopped_by_disabling_the_smmu() {
+    let (rig, table, data) = Rig::unmapped(config(&["tlb", "late_writes"]));
+    rig.map(&table, IOVA, data.addr(), 3, RW);
+    let post = |value: u64| rig.device().post(Iova(IOVA), &value.to_le_bytes()).unwrap();
+    assert!(post_until_late(&rig, data.addr(), post));
+    rig.gbpa_abort(true);
+    rig.cr0(|cr0| cr0.with_smmuen(false));
+    rig.model.free_data(data);
+    rig.device().drain();
+    assert!(rig.model.report().stale_dma > 0);
+}
+
+#[test]
+fn late_translated_writes() {
+    let tlbi = [va(true)];
+    let atc_inv = [va(true), Command::AtcInv { sid: SID, ssid: None, global: false, addr: IOVA, size: 0 }];
+    for (commands, stale) in [(&tlbi[..], 1), (&atc_inv[..], 0)] {
+        let stale_writes = |config| {
+            let (rig, table) = rig_with_ats(config);
+            let data = rig.model.alloc_data(1).unwrap();
+            rig.map(&table, IOVA, data.addr(), 3, RW);
+            let post = |value: u64| rig.device().ats_post(Iova(IOVA), &value.to_le_bytes()).unwrap();
+            post_until_late(&rig, data.addr(), post);
+            rig.unmap(&table, IOVA, 3);
+            commands.iter().for_each(|&command| rig.cmd_sync(command));
+            rig.model.free_data(data);
+            rig.device().drain();
+            rig.model.report().stale_dma.min(1)
+        };
+        assert_eq!(on_and_off("late_translated_writes", &["tlb"], stale_writes), (stale, 0));
+    }
+}
