@@ -124,7 +124,7 @@ impl Unit {
     }
 
     /// An ATS Translation Request (§3.9.1.2) and what its completion puts into the ATC. `record`: its one event, too.
-    fn ats_request(&mut self, request: &Request, record: bool) -> Result<AtcEntry, DmaError> {
+    pub(crate) fn ats_request(&mut self, request: &Request, record: bool) -> Result<AtcEntry, DmaError> {
         self.ats_requests += 1;
         let request = Request { ats: true, ..*request };
         let found = match self.regs.cr0ack.smmuen() {
@@ -152,11 +152,12 @@ impl Unit {
             // Cached nowhere: the next access asks again.
             return Err(DmaError::AtsDenied);
         }
+        let shift = self.atc_shift(request.sid, output.chunk);
         let entry = AtcEntry {
             ssid: request.ssid,
             iova: request.iova,
-            pa: output.pa >> output.chunk << output.chunk,
-            shift: output.chunk,
+            pa: output.pa >> shift << shift,
+            shift,
             prot: output.prot,
             filled: self.memory.tick(),
             from: match output.source {
@@ -167,6 +168,15 @@ impl Unit {
         };
         self.function(request.sid).insert(entry);
         Ok(entry)
+    }
+
+    /// What a function keeps of `2^chunk` bytes that it was told of: all, or a piece.
+    fn atc_shift(&mut self, sid: u32, chunk: u8) -> u8 {
+        let smallest = 12 + self.function(sid).stu;
+        match self.laziness.atc_pieces && chunk > smallest && self.rng.one_in(2) {
+            true => smallest + self.rng.below(u64::from(chunk - smallest)).min(4) as u8,
+            false => chunk,
+        }
     }
 
     /// Unsupported Request, with F_BAD_ATS_TREQ (§7.3.6).
@@ -289,7 +299,8 @@ impl Unit {
                 continue;
             }
             for entry in gone {
-                let request = Request { sid, ssid: entry.ssid, iova: entry.iova, write: true, ats: true };
+                let request =
+                    Request { sid, ssid: entry.ssid, iova: entry.iova, write: true, ats: true, afresh: false };
                 // Whatever comes back: nobody waits for it.
                 let _ = self.ats_request(&request, false);
             }

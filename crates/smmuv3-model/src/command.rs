@@ -38,6 +38,9 @@ impl Unit {
         }
         self.log.push_back(command);
         self.carry_out(command);
+        if self.rng.one_in(4) {
+            self.speculate();
+        }
         Ok(())
     }
 
@@ -88,6 +91,7 @@ impl Unit {
             Command::CfgiSte { sid, leaf } => {
                 if self.sid_fits(sid, &command) {
                     self.cfgi(Cfgi::Stes { first: sid, last: sid, leaf });
+                    self.remember_stream(sid);
                 }
             }
             Command::CfgiSteRange { range: 31, .. } => {
@@ -230,7 +234,7 @@ impl Unit {
         let refill = if self.laziness.nested_refill { self.tlb.take_nested() } else { Vec::new() };
         for (sid, ssid, iova) in refill {
             // A prefetch, which raises no event.
-            let _ = self.translate(&Request { sid, ssid, iova, write: false, ats: false });
+            let _ = self.translate(&Request { sid, ssid, iova, write: false, ats: false, afresh: false });
         }
         self.tlb.purge();
         self.configs.purge();

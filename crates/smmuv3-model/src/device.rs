@@ -78,7 +78,7 @@ impl Device {
         let mut done = 0;
         while done < buf.len() {
             let (at, count) = piece(iova, done, buf.len());
-            let request = Request { sid: self.sid, ssid: self.ssid, iova: at, write: false, ats };
+            let request = Request { sid: self.sid, ssid: self.ssid, iova: at, write: false, ats, afresh: false };
             self.smmu.dma(&request, Transfer::Read(&mut buf[done..done + count]))?;
             done += count;
         }
@@ -89,7 +89,7 @@ impl Device {
         let mut done = 0;
         while done < buf.len() {
             let (at, count) = piece(iova, done, buf.len());
-            let request = Request { sid: self.sid, ssid: self.ssid, iova: at, write: true, ats };
+            let request = Request { sid: self.sid, ssid: self.ssid, iova: at, write: true, ats, afresh: false };
             let data = &buf[done..done + count];
             self.smmu.dma(&request, if posted { Transfer::Post(data) } else { Transfer::Write(data) })?;
             done += count;

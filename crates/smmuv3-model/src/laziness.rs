@@ -67,6 +67,8 @@ freedoms! {
     global_entries: "§3.17.1", "An entry from a global descriptor serves every ASID of the same ASET.";
     nested_entries: "§4.4.3.1",
         "Entries of both stages go from VA to PA, where an invalidation of stage 2 by IPA does not reach them.";
+    nested_walk_cache: "§4.4.3.1",
+        "The same holds for table descriptors of stage 1: what is cached of them has the PA of the next table.";
     nested_refill: "§4.7.3",
         "When invalidations of both stages complete together, stage 1 comes first, and is walked again at once with what stage 2 still has.";
     exact_hints: "§4.4.1.1",
@@ -74,10 +76,18 @@ freedoms! {
     late_invalidations: "§4.8", "An invalidation takes effect only when a CMD_SYNC after it completes.";
     early_invalidations: "§4.8",
         "Every other invalidation takes effect as soon as it is consumed. This finds drivers that invalidate before they change the table.";
+    prefetch_configs: "§3.21.3", "STEs and CDs that valid configuration leads to are fetched unasked, at random.";
+    prefetch_translations: "§3.21.1",
+        "Translations that valid configuration leads to are walked unasked, at random, cached or not.";
+    split_entries: "§3.21.1", "A translation of a block is cached as a piece of it every other time.";
+    tlb_conflicts: "§3.20.1",
+        "Where several entries match, as after a change without break-before-make, one is used at random, or it is an F_TLB_CONFLICT.";
     late_writes: "§3.21.1",
         "A posted write that was translated reaches memory as late as when a CMD_SYNC completes an invalidation of what translated it: TLB entry, STE, CD.";
     late_translated_writes: "§3.9.1",
         "A posted translated write reaches memory as late as when a CMD_SYNC completes an ATC_INV of what translated it.";
+    atc_prefetch: "§3.9.1", "A function whose ATS is on asks for translations at random.";
+    atc_pieces: "§3.9.1", "A function keeps a piece of what a translation completion covers every other time.";
     atc_refill: "§3.9.1",
         "A function asks again for what an ATC_INV took from it, as soon as it is gone, before the TLBIs of the same CMD_SYNC are complete.";
     atc_timeout_loses_all: "§4.7.3",

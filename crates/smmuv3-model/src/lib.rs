@@ -46,6 +46,7 @@ mod regs;
 mod rng;
 mod setup;
 mod smmu;
+mod speculation;
 mod tlb;
 mod walk;
 

@@ -97,6 +97,8 @@ pub(crate) struct Unit {
     pub outstanding: Vec<Outstanding>,
     /// Writes on their way, in the order in which they were posted.
     pub posted: Vec<Posted>,
+    /// Some transactions of late.
+    pub recent: Vec<Request>,
     /// Interrupts to deliver once the lock is free.
     pub irqs: Vec<Irq>,
 }
@@ -148,6 +150,7 @@ impl Smmu {
             functions: Map::default(),
             outstanding: Vec::new(),
             posted: Vec::new(),
+            recent: Vec::new(),
             irqs: Vec::new(),
         };
         if unit.laziness.junk_at_reset {
@@ -187,6 +190,10 @@ impl Smmu {
                 unit.look();
             }
             unit.some_posted_arrive();
+            unit.remember(request);
+            if unit.rng.one_in(32) {
+                unit.speculate();
+            }
             if request.ats {
                 return unit.ats_access(request, transfer);
             }

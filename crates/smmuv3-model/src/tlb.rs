@@ -111,12 +111,21 @@ pub(crate) struct Leaf {
     pub junk: bool,
 }
 
+impl Leaf {
+    /// Where an address in its span goes.
+    pub(crate) fn pa_of(&self, input: u64) -> u64 {
+        self.pa | input & ((1 << self.chunk) - 1)
+    }
+}
+
 /// A walk-cache entry.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Table {
     pub origin: Origin,
     /// The next level's table: a PA, or with both stages an IPA.
     pub next: u64,
+    /// With both stages, where that table is, if the entry knows.
+    pub next_pa: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -266,7 +275,16 @@ impl Tlb {
         self.leaves.len() + self.tables.len()
     }
 
-    /// The smallest leaf entry for `input`; `aset` selects among the global ones.
+    /// The leaf entries for `input`, the smallest first; `aset` selects among the global ones.
+    fn leaves(&self, tag: Tag, aset: bool, input: u64) -> impl Iterator<Item = (&Key, &Leaf)> {
+        let global = self.any_global.then(|| tag.global(aset));
+        bits(self.leaf_shifts).flat_map(move |shift| {
+            let tags = [Some(tag), global].into_iter().flatten();
+            tags.filter_map(move |tag| self.leaves.get_key_value(&Key { tag, shift, page: input >> shift }))
+        })
+    }
+
+    /// The smallest of them.
     pub(crate) fn leaf(&self, tag: Tag, aset: bool, input: u64) -> Option<&Leaf> {
         bits(self.leaf_shifts).find_map(|shift| {
             let page = input >> shift;
@@ -275,6 +293,18 @@ impl Tlb {
                 self.leaves.get(&Key { tag: global, shift, page })
             })
         })
+    }
+
+    /// Two leaf entries for `input` that cannot be of one descriptor: the sizes differ, or where they lead, or for whom.
+    pub(crate) fn conflict(&self, tag: Tag, aset: bool, input: u64) -> Option<(Leaf, Leaf)> {
+        let mut leaves = self.leaves(tag, aset, input);
+        let (key, first) = leaves.next()?;
+        let differs = |(other_key, other): &(&Key, &Leaf)| {
+            other.origin.shift != first.origin.shift
+                || other.pa_of(input) != first.pa_of(input)
+                || other_key.tag.global != key.tag.global
+        };
+        leaves.find(differs).map(|(_, other)| (*first, *other))
     }
 
     /// The deepest walk-cache entry for `input`; with `fresh`, of those that are not doomed.
@@ -399,7 +429,7 @@ impl Tlb {
                 let tag = Tag { regime, vmid, asid, global: None };
                 let origin =
                     |granule, level, shift| Origin { granule, level, base: 0, shift, filled: 0, doomed: false };
-                let table = Table { origin: origin(Granule::K16, 0, 47), next: page(rng) };
+                let table = Table { origin: origin(Granule::K16, 0, 47), next: page(rng), next_pa: None };
                 self.insert_table(tag, table);
                 if rng.one_in(2) {
                     let prot = Prot::READ | Prot::WRITE;

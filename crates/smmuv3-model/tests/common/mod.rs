@@ -30,12 +30,18 @@ pub struct Table {
     pub shape: Shape,
 }
 
-/// The laziest SMMU whose every step can be foretold.
+/// The laziest SMMU that leaves nothing to chance.
 pub fn exact() -> ModelSmmuConfig {
-    ModelSmmuConfig {
-        laziness: Laziness { early_invalidations: false, ..Laziness::all() },
-        ..ModelSmmuConfig::default()
-    }
+    let laziness = Laziness {
+        early_invalidations: false,
+        prefetch_configs: false,
+        prefetch_translations: false,
+        split_entries: false,
+        atc_prefetch: false,
+        atc_pieces: false,
+        ..Laziness::all()
+    };
+    ModelSmmuConfig { laziness, ..ModelSmmuConfig::default() }
 }
 
 pub fn small(config: ModelSmmuConfig) -> ModelConfig {
