@@ -1,7 +1,8 @@
 //! ATS (§3.9): translation requests, translated accesses, and the invalidation of ATCs.
 //!
 //! Laziness, all of it permitted by §3.9.1 and §4.5.1:
-//! - an ATC is filled from the TLB, doomed entries included;
+//! - an ATC is filled from the TLB, doomed entries included; unasked, too, and with pieces of what it was told;
+//! - translated writes that were posted may be on their way until the CMD_SYNC after an ATC_INV;
 //! - a function asks again for what an ATC_INV took from it, as soon as it is gone: an ATC_INV that comes before the
 //!   completion of the TLBI (none, or no CMD_SYNC between) only replaces the old translation by the old translation;
 //! - translated accesses are checked against the STE as it is cached, if at all;
@@ -69,8 +70,9 @@ impl Unit {
         }
     }
 
-    /// A function-level reset.
+    /// A function-level reset. Whoever resets a function waits for what it has posted.
     pub(crate) fn reset_function(&mut self, sid: u32) {
+        self.push_posted(sid);
         self.function(sid).reset();
         if self.function(sid).behaviour.answers != AtsAnswers::Always {
             self.fall_silent(sid);

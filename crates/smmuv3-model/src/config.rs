@@ -6,7 +6,8 @@
 //! - each is cached by itself; the cached STE goes on to be used if the L1STD above it changes;
 //! - CDs belong to the StreamID that fetched them (§4.3.3);
 //! - an STE or CD is read as eight words of 64 bits in random order, so a torn update is seen;
-//! - a fetch that finds no memory is not cached.
+//! - a fetch that finds no memory is not cached;
+//! - all that is reachable may be fetched unasked.
 //!
 //! As in the TLB, an invalidation dooms, and the next CMD_SYNC removes.
 
@@ -95,6 +96,12 @@ impl ConfigCache {
                 self.cds.retain(|&(of, _), entry| doom(&mut entry.doomed, of == sid));
             }
         }
+    }
+
+    /// Whether the STE of a transaction, or the CD if it has one, is targeted by an invalidation.
+    pub(crate) fn dooms(&self, sid: u32, index: Option<u32>) -> bool {
+        let cd = index.and_then(|index| self.cds.get(&(sid, index)));
+        self.any_doomed && (self.stes.get(&sid).is_some_and(|ste| ste.doomed) || cd.is_some_and(|cd| cd.doomed))
     }
 
     pub(crate) fn purge(&mut self) {

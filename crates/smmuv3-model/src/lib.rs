@@ -1,9 +1,10 @@
 //! The laziest legal SMMUv3: a software model with memory, devices and an oracle, to prove a driver right.
 //!
 //! A test only proves something if its hardware does the least that the specification (Arm IHI 0070) promises. This
-//! SMMU caches all that it may for as long as it may; an invalidation takes effect only when a CMD_SYNC after it
-//! completes, and reaches exactly what was asked for; registers and caches hold garbage at reset; updates take effect
-//! only when they were polled for. What a lenient SMMU lets pass is noted as a *violation*.
+//! SMMU caches all that it may for as long as it may, and prefetches the rest; an invalidation takes effect only when a
+//! CMD_SYNC after it completes, and reaches exactly what was asked for; writes that were translated arrive as late as
+//! that; registers and caches hold garbage at reset; updates take effect only when they were polled for. What a lenient
+//! SMMU lets pass is noted as a *violation*. [`Laziness`] has a switch for each freedom that is taken.
 //!
 //! The oracle owns the pages of memory. A page that is freed is poisoned, and each later access of a device to it is
 //! counted as *stale DMA*, with the history that led there.
@@ -26,7 +27,8 @@
 //! ```
 //!
 //! Not modelled: stalls, PRI, split-stage ATS, two security states, VMSAv8-32, 52-bit addresses, hardware update of flags,
-//! hierarchical permissions, contiguous hints, MPAM. `F_TLB_CONFLICT` and `F_CFG_CONFLICT` are never raised.
+//! hierarchical permissions, contiguous hints, `STE.CONT` (so `F_CFG_CONFLICT` is never raised), MPAM. Reads are never
+//! late.
 
 #![forbid(unsafe_code)]
 

@@ -47,15 +47,15 @@ impl Unit {
             self.perform(0);
         }
         let checked = !translated || self.regs.cr0ack.atschk();
+        // What is targeted by an invalidation already.
+        let index = (!translated).then(|| request.ssid.unwrap_or(0));
+        let due = match output.source {
+            Source::Atc(entry) => entry.doomed,
+            Source::Tlb(hit) => hit.origin.doomed,
+            Source::Bypass | Source::Disabled => false,
+        } || checked && self.configs.dooms(request.sid, index);
         let issued = self.memory.tick();
-        self.posted.push(Posted {
-            request: *request,
-            output: *output,
-            data: data.to_vec(),
-            issued,
-            checked,
-            due: false,
-        });
+        self.posted.push(Posted { request: *request, output: *output, data: data.to_vec(), issued, checked, due });
         Ok(())
     }
 

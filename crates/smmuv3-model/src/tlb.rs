@@ -3,9 +3,11 @@
 //! Tags are those of §3.17: the translation regime; for EL1 the VMID (where there is stage 2); the ASID where the
 //! regime has one and the entry is not global; the ASET of global entries (§3.17.1). Stage 2 entries have a VMID.
 //!
-//! Laziness, all of it permitted by §3.21.1 and §4.4:
+//! Laziness, all of it permitted by §3.21.1 and §4.4, each with its switch in [`Laziness`](crate::Laziness):
 //! - nothing is evicted before the TLB is full;
 //! - table descriptors of every level are cached as walk-cache entries, and a walk starts at the deepest of them;
+//! - a block may be cached as smaller pieces, each with what the descriptor said of the whole;
+//! - entries of all sizes stand side by side, also those that a missing break-before-make left (§3.20.1);
 //! - with both stages, a leaf entry combines them (VA to PA), so that an invalidation of stage 2 by IPA does not
 //!   reach it (§4.4.3.1); one that was invalidated is made again at once from what stage 2 is cached as (a prefetch);
 //! - entries are not tagged with the granule or with the table they came from: whoever has the tags, hits.

@@ -281,7 +281,8 @@ impl Unit {
                         nested = Some((request.sid, request.ssid));
                         // One command that reaches both stages completes for this entry, too.
                         let stale = &out.leaf.origin;
-                        origin.doomed |= stale.doomed && self.tlb.one_pending_reaches(tag, &origin, s2.tag, stale);
+                        let targeted = |unit: &Unit| unit.tlb.one_pending_reaches(tag, &origin, s2.tag, stale);
+                        origin.doomed |= stale.doomed && (!self.laziness.nested_entries || targeted(self));
                     }
                     let has_asid = tag.regime != Regime::El2;
                     let global = self.laziness.global_entries && has_asid && !desc.not_global();

@@ -655,3 +655,63 @@ fn late_writes_of_a_function_stay_in_order() {
     rig.device().drain();
     assert_eq!(rig.model.read_u64(data.addr()), Some(500));
 }
+
+#[test]
+fn nothing_is_prefetched_while_the_smmu_is_off() {
+    // STRTAB_BASE is garbage.
+    let rig = Rig::off(ModelSmmuConfig::default());
+    rig.queues_on();
+    let data = rig.model.alloc_data(1).unwrap();
+    (0..40_000).for_each(|_| assert!(rig.reads(data.addr().0)));
+    rig.model.report().assert_clean();
+}
+
+#[test]
+fn conflicts_that_a_guest_makes_are_no_violation() {
+    let rig = Rig::with(ModelSmmuConfig { bbm_level: 0, ..config(&["tlb", "nested_entries", "tlb_conflicts"]) });
+    let (s1, s2) = (rig.table(Stage::S1, Granule::K4, 48), rig.table(Stage::S2, Granule::K4, 40));
+    rig.map_ram(&s2);
+    let data = rig.model.alloc_data_aligned(512, 2 << 20).unwrap();
+    rig.map(&s1, IOVA, data.addr(), 3, RW);
+    let stages = Stages::Nested(rig.one_cd(&s1, ASID), stage2(&s2));
+    rig.ste(SID, Ste::Translate { vmid: VMID, eats: Eats::Off, stages });
+    rig.cmd_sync(Command::CfgiSte { sid: SID, leaf: true });
+    assert!(rig.reads(IOVA));
+    rig.map(&s1, IOVA, data.addr(), 2, RW);
+    assert!(rig.reads(IOVA + 0x1000));
+    assert!((0..1000).any(|_| !rig.reads(IOVA)));
+    assert_eq!(rig.event().map(|event| event.name()), Some("F_TLB_CONFLICT"));
+    rig.model.report().assert_clean();
+}
+
+#[test]
+fn a_late_write_by_what_is_invalidated_already_waits_for_the_same_sync() {
+    //   driver                  device
+    //   TLBI (consumed)
+    //                           posts a write, which the old entry still translates
+    //   SYNC
+    let atc_inv = Command::AtcInv { sid: SID, ssid: None, global: false, addr: IOVA, size: 0 };
+    for (command, ats) in [
+        (va(true), false),
+        (Command::CfgiSte { sid: SID, leaf: true }, false),
+        (Command::CfgiCdAll { sid: SID }, false),
+        (atc_inv, true),
+        (Command::CfgiSte { sid: SID, leaf: true }, true),
+    ] {
+        let caches = ["tlb", "config_cache", "late_invalidations", "late_writes", "late_translated_writes"];
+        let (rig, table) = rig_with_ats(config(&caches));
+        let page = PhysAddr(rig.model.read_u64(rig.slot(&table, IOVA, 3)).unwrap() & 0xffff_ffff_f000);
+        let device = rig.device();
+        let post = |value: u64| {
+            let bytes = value.to_le_bytes();
+            if ats { device.ats_post(Iova(IOVA), &bytes) } else { device.post(Iova(IOVA), &bytes) }.unwrap();
+        };
+        post(0);
+        device.drain();
+        rig.cmd(command);
+        assert!(post_until_late(&rig, page, post), "{command:?}");
+        let before = rig.model.read_u64(page);
+        rig.sync();
+        assert_ne!(rig.model.read_u64(page), before, "{command:?}");
+    }
+}

@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use smmuv3::arch::Stage;
 use smmuv3::platform::Iova;
-use smmuv3_model::{Laziness, ModelConfig, ModelSmmuConfig, Sabotage};
+use smmuv3_model::{ModelConfig, ModelSmmuConfig, Sabotage};
 
 const IOVA: Iova = Iova(0x10_0000);
 
@@ -69,11 +69,8 @@ fn without_the_tlbi_at_unmap_the_model_finds_stale_dma() {
 
 #[test]
 fn without_the_sync_after_the_tlbi_the_model_finds_stale_dma() {
-    // Nothing is done before it has to be.
-    let laziness = Laziness { early_invalidations: false, ..Laziness::all() };
     for stage in [Stage::S1, Stage::S2] {
-        let rig =
-            Rig::with(ModelConfig::with_smmu(ModelSmmuConfig { laziness: laziness.clone(), ..Default::default() }));
+        let rig = Rig::late();
         let (device, domain) = (rig.add(SID), rig.domain(stage));
         device.attach(&domain).unwrap();
         rig.model.sabotage(0, Sabotage::IgnoreSync);
