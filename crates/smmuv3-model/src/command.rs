@@ -38,7 +38,7 @@ impl Unit {
         }
         self.log.push_back(command);
         self.carry_out(command);
-        if self.rng.one_in(4) {
+        if self.rng.one_in(8) {
             self.speculate();
         }
         Ok(())

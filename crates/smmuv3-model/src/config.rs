@@ -128,8 +128,8 @@ impl Unit {
         let order = if self.laziness.any_word_order { self.rng.order_of_8() } else { [0, 1, 2, 3, 4, 5, 6, 7] };
         for i in order {
             words[i] = self.fetch(addr + 8 * i as u64, Some(request), what)?;
-            if self.rng.one_in(8) {
-                // Let a writer that is in the middle of an update go on.
+            if self.rng.one_in(if request.afresh { 128 } else { 8 }) {
+                // Let a writer that is in the middle of an update go on. Not as often for prefetches: all others wait.
                 std::thread::yield_now();
             }
         }

@@ -191,7 +191,7 @@ impl Smmu {
             }
             unit.some_posted_arrive();
             unit.remember(request);
-            if unit.rng.one_in(32) {
+            if unit.rng.one_in(64) {
                 unit.speculate();
             }
             if request.ats {

@@ -52,9 +52,9 @@ impl Unit {
 
     /// The STE of the stream or of a neighbour, and one of its CDs.
     fn prefetch_config(&mut self, guess: Request) {
-        let bit = self.rng.below(u64::from(self.features.sid_bits) + 1) as u32;
-        let sid = guess.sid ^ if bit < u32::from(self.features.sid_bits) { 1 << bit } else { 0 };
-        let request = Request { sid, ssid: None, ..guess };
+        let bit = 1 << self.rng.below(u64::from(self.features.sid_bits.max(1)));
+        let sid = if self.rng.one_in(2) { guess.sid } else { guess.sid ^ bit };
+        let request = Request { sid, ssid: None, ats: false, afresh: true, ..guess };
         let Ok(found) = self.find_ste(&request) else { return };
         let Ok(Ste::Translate { vmid, stages, .. }) = found.entry.ste else { return };
         let (s1, s2) = match stages {
