@@ -105,7 +105,7 @@ impl AtcScope {
         AtcScope { ssid, global, first: addr & !below, last: addr | below }
     }
 
-    fn reaches(&self, entry: &AtcEntry) -> bool {
+    pub(crate) fn reaches(&self, entry: &AtcEntry) -> bool {
         // Without a PASID, an invalidation reaches the entries of every PASID as well (PCIe, PASID prefix in Invalidate Requests).
         let whose = self.ssid.is_none() || entry.ssid == self.ssid || self.global && entry.ssid.is_some();
         let end = entry.base() | ((1 << entry.shift) - 1);

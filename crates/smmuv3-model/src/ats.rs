@@ -1,7 +1,8 @@
 //! ATS (§3.9): translation requests, translated accesses, and the invalidation of ATCs.
 //!
 //! Laziness, all of it permitted by §3.9.1 and §4.5.1:
-//! - an ATC is filled from the TLB, doomed entries included;
+//! - an ATC is filled from the TLB, doomed entries included; unasked, too, and with pieces of what it was told;
+//! - translated writes that were posted may be on their way until the CMD_SYNC after an ATC_INV;
 //! - a function asks again for what an ATC_INV took from it, as soon as it is gone: an ATC_INV that comes before the
 //!   completion of the TLBI (none, or no CMD_SYNC between) only replaces the old translation by the old translation;
 //! - translated accesses are checked against the STE as it is cached, if at all;
@@ -69,8 +70,9 @@ impl Unit {
         }
     }
 
-    /// A function-level reset.
+    /// A function-level reset. Whoever resets a function waits for what it has posted.
     pub(crate) fn reset_function(&mut self, sid: u32) {
+        self.push_posted(sid);
         self.function(sid).reset();
         if self.function(sid).behaviour.answers != AtsAnswers::Always {
             self.fall_silent(sid);
@@ -120,11 +122,11 @@ impl Unit {
         }
         self.translated += 1;
         let output = Output { pa, prot: entry.prot, chunk: entry.shift, source: Source::Atc(entry) };
-        self.touch(request, &output, transfer)
+        self.finish(request, &output, transfer)
     }
 
     /// An ATS Translation Request (§3.9.1.2) and what its completion puts into the ATC. `record`: its one event, too.
-    fn ats_request(&mut self, request: &Request, record: bool) -> Result<AtcEntry, DmaError> {
+    pub(crate) fn ats_request(&mut self, request: &Request, record: bool) -> Result<AtcEntry, DmaError> {
         self.ats_requests += 1;
         let request = Request { ats: true, ..*request };
         let found = match self.regs.cr0ack.smmuen() {
@@ -152,11 +154,12 @@ impl Unit {
             // Cached nowhere: the next access asks again.
             return Err(DmaError::AtsDenied);
         }
+        let shift = self.atc_shift(request.sid, output.chunk);
         let entry = AtcEntry {
             ssid: request.ssid,
             iova: request.iova,
-            pa: output.pa >> output.chunk << output.chunk,
-            shift: output.chunk,
+            pa: output.pa >> shift << shift,
+            shift,
             prot: output.prot,
             filled: self.memory.tick(),
             from: match output.source {
@@ -167,6 +170,15 @@ impl Unit {
         };
         self.function(request.sid).insert(entry);
         Ok(entry)
+    }
+
+    /// What a function keeps of `2^chunk` bytes that it was told of: all, or a piece.
+    fn atc_shift(&mut self, sid: u32, chunk: u8) -> u8 {
+        let smallest = 12 + self.function(sid).stu;
+        match self.laziness.atc_pieces && chunk > smallest && self.rng.one_in(2) {
+            true => smallest + self.rng.below(u64::from(chunk - smallest)).min(4) as u8,
+            false => chunk,
+        }
     }
 
     /// Unsupported Request, with F_BAD_ATS_TREQ (§7.3.6).
@@ -249,6 +261,7 @@ impl Unit {
         }
         let scope = AtcScope::new(ssid, global && behaviour.global_invalidate, addr, size);
         self.function(sid).doom(&scope);
+        self.posted_due_to_atc_inv(sid, &scope);
         if self.acts_early() {
             self.remove_doomed_from_atcs();
         }
@@ -284,11 +297,12 @@ impl Unit {
         sids.sort_unstable();
         for sid in sids {
             let gone = self.function(sid).take_doomed();
-            if !self.function(sid).enabled {
+            if !self.function(sid).enabled || !self.laziness.atc_refill {
                 continue;
             }
             for entry in gone {
-                let request = Request { sid, ssid: entry.ssid, iova: entry.iova, write: true, ats: true };
+                let request =
+                    Request { sid, ssid: entry.ssid, iova: entry.iova, write: true, ats: true, afresh: false };
                 // Whatever comes back: nobody waits for it.
                 let _ = self.ats_request(&request, false);
             }

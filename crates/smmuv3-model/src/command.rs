@@ -38,6 +38,9 @@ impl Unit {
         }
         self.log.push_back(command);
         self.carry_out(command);
+        if self.rng.one_in(8) {
+            self.speculate();
+        }
         Ok(())
     }
 
@@ -88,6 +91,7 @@ impl Unit {
             Command::CfgiSte { sid, leaf } => {
                 if self.sid_fits(sid, &command) {
                     self.cfgi(Cfgi::Stes { first: sid, last: sid, leaf });
+                    self.remember_stream(sid);
                 }
             }
             Command::CfgiSteRange { range: 31, .. } => {
@@ -151,12 +155,14 @@ impl Unit {
         if self.sabotaged(Sabotage::IgnoreCfgi) {
             return;
         }
+        self.posted_due_to_cfgi(&cfgi);
         let now = self.acts_early();
         self.configs.invalidate(&cfgi, now);
     }
 
+    /// Whether an invalidation takes effect now, rather than when a CMD_SYNC completes.
     pub(crate) fn acts_early(&mut self) -> bool {
-        self.laziness.early_invalidations && self.rng.one_in(2)
+        !self.laziness.late_invalidations || self.laziness.early_invalidations && self.rng.one_in(2)
     }
 
     fn tlbi(
@@ -181,7 +187,8 @@ impl Unit {
         if self.sabotaged(ignored) || s1_clear {
             return;
         }
-        let scope = Scope { regimes, vmid, asids, addr };
+        let scope = Scope { regimes, vmid, asids, addr, exact: self.laziness.exact_hints };
+        self.posted_due_to_tlbi(&scope);
         match self.acts_early() {
             true => self.tlb.remove(&scope),
             false => self.tlb.doom(&scope),
@@ -223,9 +230,11 @@ impl Unit {
             return Ok(());
         }
         self.sync_atcs()?;
-        for (sid, ssid, iova) in self.tlb.take_nested() {
+        self.due_posted_arrive();
+        let refill = if self.laziness.nested_refill { self.tlb.take_nested() } else { Vec::new() };
+        for (sid, ssid, iova) in refill {
             // A prefetch, which raises no event.
-            let _ = self.translate(&Request { sid, ssid, iova, write: false, ats: false });
+            let _ = self.translate(&Request { sid, ssid, iova, write: false, ats: false, afresh: false });
         }
         self.tlb.purge();
         self.configs.purge();

@@ -6,7 +6,8 @@
 //! - each is cached by itself; the cached STE goes on to be used if the L1STD above it changes;
 //! - CDs belong to the StreamID that fetched them (§4.3.3);
 //! - an STE or CD is read as eight words of 64 bits in random order, so a torn update is seen;
-//! - a fetch that finds no memory is not cached.
+//! - a fetch that finds no memory is not cached;
+//! - all that is reachable may be fetched unasked.
 //!
 //! As in the TLB, an invalidation dooms, and the next CMD_SYNC removes.
 
@@ -97,6 +98,12 @@ impl ConfigCache {
         }
     }
 
+    /// Whether the STE of a transaction, or the CD if it has one, is targeted by an invalidation.
+    pub(crate) fn dooms(&self, sid: u32, index: Option<u32>) -> bool {
+        let cd = index.and_then(|index| self.cds.get(&(sid, index)));
+        self.any_doomed && (self.stes.get(&sid).is_some_and(|ste| ste.doomed) || cd.is_some_and(|cd| cd.doomed))
+    }
+
     pub(crate) fn purge(&mut self) {
         if std::mem::take(&mut self.any_doomed) {
             self.l1stds.retain(|_, entry| !entry.doomed);
@@ -118,14 +125,20 @@ impl Unit {
     /// Reads an STE or CD: eight single-copy atomic loads, in any order. `None`: there is no memory.
     fn fetch_structure(&mut self, addr: u64, request: &Request, what: &'static str) -> Option<[u64; 8]> {
         let mut words = [0; 8];
-        for i in self.rng.order_of_8() {
+        let order = if self.laziness.any_word_order { self.rng.order_of_8() } else { [0, 1, 2, 3, 4, 5, 6, 7] };
+        for i in order {
             words[i] = self.fetch(addr + 8 * i as u64, Some(request), what)?;
-            if self.rng.one_in(8) {
-                // Let a writer that is in the middle of an update go on.
+            if self.rng.one_in(if request.afresh { 128 } else { 8 }) {
+                // Let a writer that is in the middle of an update go on. Not as often for prefetches: all others wait.
                 std::thread::yield_now();
             }
         }
         Some(words)
+    }
+
+    /// Whether a structure that was fetched is cached.
+    fn keeps(&self, valid: bool) -> bool {
+        self.laziness.config_cache && (valid || self.laziness.invalid_config_cache)
     }
 
     fn outside(&self, what: &str, addr: u64) {
@@ -161,7 +174,10 @@ impl Unit {
                             self.outside("L1STD", addr);
                             return Err(request.config_fault(Event::FSteFetch(request.stream(), fetch(addr))));
                         };
-                        self.configs.l1stds.insert(key, Cached { value, doomed: false });
+                        let valid = L1Std::new_with_raw_value(value).target(split).is_some();
+                        if self.keeps(valid) {
+                            self.configs.l1stds.insert(key, Cached { value, doomed: false });
+                        }
                         value
                     }
                 };
@@ -183,8 +199,10 @@ impl Unit {
             return Err(request.config_fault(Event::FSteFetch(request.stream(), fetch(addr))));
         };
         let entry = self.decode_ste(RawSte(words));
-        self.configs.stes.insert(sid, Cached { value: entry, doomed });
-        self.configs.any_doomed |= doomed;
+        if self.keeps(!matches!(entry.ste, Err(_) | Ok(Ste::Invalid))) {
+            self.configs.stes.insert(sid, Cached { value: entry, doomed });
+            self.configs.any_doomed |= doomed;
+        }
         Ok(FoundSte { entry, doomed })
     }
 
@@ -231,8 +249,10 @@ impl Unit {
                             self.outside("L1CD", addr);
                             return Err(request.config_fault(Event::FCdFetch(request.stream(), fetch(addr))));
                         };
-                        self.configs.l1cds.insert(key, Cached { value, doomed });
-                        self.configs.any_doomed |= doomed;
+                        if self.keeps(L1Cd::new_with_raw_value(value).target().is_some()) {
+                            self.configs.l1cds.insert(key, Cached { value, doomed });
+                            self.configs.any_doomed |= doomed;
+                        }
                         value
                     }
                 };
@@ -255,8 +275,10 @@ impl Unit {
         };
         let raw = RawCd(words);
         let value = CachedCd { cd: raw.decode(&self.features), affd: raw.0[0] >> 35 & 1 != 0 };
-        self.configs.cds.insert((sid, index), Cached { value, doomed });
-        self.configs.any_doomed |= doomed;
+        if self.keeps(value.cd.is_ok()) {
+            self.configs.cds.insert((sid, index), Cached { value, doomed });
+            self.configs.any_doomed |= doomed;
+        }
         Ok(value)
     }
 

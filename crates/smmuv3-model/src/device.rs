@@ -43,7 +43,19 @@ impl Device {
 
     /// Writes to `iova`, in pieces as [`read`](Self::read) does.
     pub fn write(&self, iova: Iova, buf: &[u8]) -> Result<(), DmaError> {
-        self.write_pieces(iova, buf, false)
+        self.write_pieces(iova, buf, false, false)
+    }
+
+    /// Writes to `iova` without waiting for it, in pieces as [`read`](Self::read). A piece that is translated may reach memory
+    /// at any time until a CMD_SYNC completes an invalidation of what translated it, or the device does anything else
+    /// than to post. `Ok` says that it was translated.
+    pub fn post(&self, iova: Iova, buf: &[u8]) -> Result<(), DmaError> {
+        self.write_pieces(iova, buf, false, true)
+    }
+
+    /// All that the function has posted reaches memory.
+    pub fn drain(&self) {
+        self.smmu.with(|unit| unit.push_posted(self.sid));
     }
 
     /// Reads with ATS: where the ATC has no entry that allows it, a translation request comes first; then a translated
@@ -54,26 +66,32 @@ impl Device {
 
     /// Writes with ATS, as [`ats_read`](Self::ats_read) reads.
     pub fn ats_write(&self, iova: Iova, buf: &[u8]) -> Result<(), DmaError> {
-        self.write_pieces(iova, buf, true)
+        self.write_pieces(iova, buf, true, false)
+    }
+
+    /// Writes with ATS without waiting for it, as [`post`](Self::post).
+    pub fn ats_post(&self, iova: Iova, buf: &[u8]) -> Result<(), DmaError> {
+        self.write_pieces(iova, buf, true, true)
     }
 
     fn read_pieces(&self, iova: Iova, buf: &mut [u8], ats: bool) -> Result<(), DmaError> {
         let mut done = 0;
         while done < buf.len() {
             let (at, count) = piece(iova, done, buf.len());
-            let request = Request { sid: self.sid, ssid: self.ssid, iova: at, write: false, ats };
+            let request = Request { sid: self.sid, ssid: self.ssid, iova: at, write: false, ats, afresh: false };
             self.smmu.dma(&request, Transfer::Read(&mut buf[done..done + count]))?;
             done += count;
         }
         Ok(())
     }
 
-    fn write_pieces(&self, iova: Iova, buf: &[u8], ats: bool) -> Result<(), DmaError> {
+    fn write_pieces(&self, iova: Iova, buf: &[u8], ats: bool, posted: bool) -> Result<(), DmaError> {
         let mut done = 0;
         while done < buf.len() {
             let (at, count) = piece(iova, done, buf.len());
-            let request = Request { sid: self.sid, ssid: self.ssid, iova: at, write: true, ats };
-            self.smmu.dma(&request, Transfer::Write(&buf[done..done + count]))?;
+            let request = Request { sid: self.sid, ssid: self.ssid, iova: at, write: true, ats, afresh: false };
+            let data = &buf[done..done + count];
+            self.smmu.dma(&request, if posted { Transfer::Post(data) } else { Transfer::Write(data) })?;
             done += count;
         }
         Ok(())
@@ -160,7 +178,7 @@ pub enum Traffic {
     Mixed,
 }
 
-/// A thread that reads and writes random targets until it is stopped.
+/// A thread that reads and writes random targets until it is stopped. Its writes are [posted](Device::post).
 pub struct DeviceThread {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -195,11 +213,11 @@ impl DeviceThread {
                     let value = rng.one_in(2).then(|| rng.next());
                     let plain = || match value {
                         None => device.read_u64(iova).map(drop),
-                        Some(value) => device.write_u64(iova, value),
+                        Some(value) => device.post(iova, &value.to_le_bytes()),
                     };
                     let ats = || match value {
                         None => device.ats_read_u64(iova).map(drop),
-                        Some(value) => device.ats_write_u64(iova, value),
+                        Some(value) => device.ats_post(iova, &value.to_le_bytes()),
                     };
                     let uses_ats = match traffic {
                         Traffic::Untranslated => false,
@@ -219,6 +237,7 @@ impl DeviceThread {
                         std::thread::yield_now();
                     }
                 }
+                device.drain();
             }
         });
         DeviceThread { shared, thread: Some(thread) }

@@ -14,6 +14,8 @@ pub(crate) struct Request {
     pub write: bool,
     /// It uses ATS: an ATS Translation Request, or what the function does for the sake of one.
     pub ats: bool,
+    /// A prefetch that does not look for what is cached of its translation.
+    pub afresh: bool,
 }
 
 /// Why a device's access did not happen.
@@ -106,6 +108,15 @@ impl Request {
             // The SMMU only ever reads descriptors.
             Cause::Permission => Event::FPermission { stream, fault, ttrnw: class == Class::Tt, other: 0 },
         }
+    }
+
+    /// Several TLB entries for an address (§7.3.17); `class`: it is an input of stage 2.
+    pub(crate) fn tlb_conflict(&self, class: Option<Class>, input: u64) -> Event {
+        let stage = match class {
+            None => FaultStage::S1,
+            Some(_) => FaultStage::S2 { ipa: Ipa(input & !0xfff), nsipa: false },
+        };
+        Event::FTlbConflict { stream: self.stream(), access: self.access(), stage, input: Iova(self.iova), reason: 0 }
     }
 
     /// A descriptor could not be read.

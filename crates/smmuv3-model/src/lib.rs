@@ -1,9 +1,10 @@
 //! The laziest legal SMMUv3: a software model with memory, devices and an oracle, to prove a driver right.
 //!
 //! A test only proves something if its hardware does the least that the specification (Arm IHI 0070) promises. This
-//! SMMU caches all that it may for as long as it may; an invalidation takes effect only when a CMD_SYNC after it
-//! completes, and reaches exactly what was asked for; registers and caches hold garbage at reset; updates take effect
-//! only when they were polled for. What a lenient SMMU lets pass is noted as a *violation*.
+//! SMMU caches all that it may for as long as it may, and prefetches the rest; an invalidation takes effect only when a
+//! CMD_SYNC after it completes, and reaches exactly what was asked for; writes that were translated arrive as late as
+//! that; registers and caches hold garbage at reset; updates take effect only when they were polled for. What a lenient
+//! SMMU lets pass is noted as a *violation*. [`Laziness`] has a switch for each freedom that is taken.
 //!
 //! The oracle owns the pages of memory. A page that is freed is poisoned, and each later access of a device to it is
 //! counted as *stale DMA*, with the history that led there.
@@ -26,7 +27,8 @@
 //! ```
 //!
 //! Not modelled: stalls, PRI, split-stage ATS, two security states, VMSAv8-32, 52-bit addresses, hardware update of flags,
-//! hierarchical permissions, contiguous hints, MPAM. `F_TLB_CONFLICT` and `F_CFG_CONFLICT` are never raised.
+//! hierarchical permissions, contiguous hints, `STE.CONT` (so `F_CFG_CONFLICT` is never raised), MPAM. Reads are never
+//! late.
 
 #![forbid(unsafe_code)]
 
@@ -36,24 +38,28 @@ mod command;
 mod config;
 mod device;
 mod fault;
+mod laziness;
 mod memory;
 mod oracle;
 mod platform;
+mod posted;
 mod queue;
 mod regs;
 mod rng;
 mod setup;
 mod smmu;
+mod speculation;
 mod tlb;
 mod walk;
 
 pub use atc::{AtsAnswers, AtsBehaviour};
 pub use device::{Device, DeviceStats, DeviceThread, Targets, Traffic};
 pub use fault::DmaError;
+pub use laziness::{Freedom, Laziness};
 pub use memory::POISON;
 pub use oracle::{Report, SmmuReport, StaleAccess};
 pub use platform::{ModelMmio, ModelPlatform};
-pub use setup::{Laziness, ModelConfig, ModelSmmuConfig};
+pub use setup::{ModelConfig, ModelSmmuConfig};
 pub use smmu::{Irq, Sabotage};
 
 use std::sync::Arc;

@@ -56,6 +56,9 @@ impl Unit {
     /// Looks whether there is something to do, and does it. Called whenever the driver looks, or (where each look
     /// does little) a device is active: the SMMU has no time of its own.
     pub(crate) fn look(&mut self) {
+        if self.rng.one_in(32) {
+            self.speculate();
+        }
         if self.dead || self.regs.cmdq_lost || !self.regs.cr0ack.cmdqen() {
             return;
         }

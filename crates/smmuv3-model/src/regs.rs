@@ -27,6 +27,9 @@ const PRIQ_CONS: usize = 0x1_00cc;
 /// Bits 63 and 61:56 of base registers; and 0 of `ADDR`'s neighbours below, where there are any.
 const BASE_RESERVED: u64 = 1 << 63 | 0x3f << 56;
 
+/// Polls until a late acknowledgement.
+const LATE_ACK: u32 = 3;
+
 /// All registers that hold something.
 pub(crate) struct Regs {
     pub cr0: Cr0,
@@ -317,7 +320,7 @@ impl Unit {
                     self.violation(format!("GBPA = {value:#x}: without UPDATE, or during an update"));
                 } else {
                     self.regs.gbpa_next = next;
-                    self.regs.gbpa_polls = self.laziness.ack_polls;
+                    self.regs.gbpa_polls = self.late_ack();
                 }
             }
             offset::IRQ_CTRL => {
@@ -326,7 +329,7 @@ impl Unit {
                     self.violation(format!("IRQ_CTRL = {value:#x} has reserved bits set"));
                 }
                 self.regs.irq = IrqCtrl::new_with_raw_value(value & known);
-                self.regs.irq_polls = self.laziness.ack_polls;
+                self.regs.irq_polls = self.late_ack();
             }
             offset::GERRORN => {
                 let active = self.regs.gerror ^ self.regs.gerrorn;
@@ -390,7 +393,7 @@ impl Unit {
             self.check_stream_table();
         }
         self.regs.cr0 = next;
-        self.regs.cr0_polls = self.laziness.ack_polls;
+        self.regs.cr0_polls = self.late_ack();
     }
 
     fn update_cr0(&mut self) {
@@ -421,6 +424,11 @@ impl Unit {
         }
         self.regs.cmdq_prod = value & 0xf_ffff;
         self.look();
+    }
+
+    /// Polls that still give the old value.
+    fn late_ack(&self) -> u32 {
+        if self.laziness.late_acks { LATE_ACK } else { 0 }
     }
 
     /// The error that stopped the Command queue, if one did.

@@ -10,6 +10,7 @@ impl Rng {
         Rng(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
+    #[inline]
     pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -18,11 +19,13 @@ impl Rng {
     }
 
     /// A number below `bound`, which is not 0.
+    #[inline]
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         (self.next() >> 32) % bound
     }
 
     /// True once in `n` times.
+    #[inline]
     pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }

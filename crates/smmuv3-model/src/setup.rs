@@ -4,6 +4,8 @@ use smmuv3::arch::regs::{Aidr, Idr0, Idr1, Idr3, Idr5};
 use smmuv3::arch::{AddrSize, IdRegs, StallModel};
 use smmuv3::platform::PhysAddr;
 
+use crate::laziness::Laziness;
+
 /// A machine: memory and up to 16 SMMUs.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
@@ -88,35 +90,6 @@ pub struct ModelSmmuConfig {
     pub laziness: Laziness,
 }
 
-/// How the SMMU uses the freedom that the specification leaves.
-#[derive(Debug, Clone)]
-pub struct Laziness {
-    /// Caches hold junk at reset, until they are invalidated (§3.21, "reset-time initialization").
-    pub junk_at_reset: bool,
-    /// Reads of an ACK register (or of `GBPA`) that still give the old value after an update was asked for.
-    pub ack_polls: u32,
-    /// Each invalidation is carried out as soon as it is consumed with probability 1/2, rather than only when a
-    /// CMD_SYNC completes. Finds drivers that invalidate before they change the table.
-    pub early_invalidations: bool,
-    /// Entries that a TLB holds before it evicts one at random.
-    pub tlb_entries: usize,
-    /// When an ATC_INV is not answered, all that no CMD_SYNC has completed come to nothing, those for other functions
-    /// included (§4.7.3: the set is UNKNOWN). Otherwise only the one.
-    pub atc_timeout_loses_all: bool,
-}
-
-impl Default for Laziness {
-    fn default() -> Self {
-        Laziness {
-            junk_at_reset: true,
-            ack_polls: 3,
-            early_invalidations: false,
-            tlb_entries: 1 << 16,
-            atc_timeout_loses_all: true,
-        }
-    }
-}
-
 impl Default for ModelSmmuConfig {
     fn default() -> Self {
         ModelSmmuConfig {
@@ -143,7 +116,7 @@ impl Default for ModelSmmuConfig {
             oas: AddrSize::B48,
             granules: [true; 3],
             minor: 2,
-            laziness: Laziness::default(),
+            laziness: Laziness::all(),
         }
     }
 }

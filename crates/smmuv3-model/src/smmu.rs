@@ -10,11 +10,13 @@ use crate::atc::Function;
 use crate::ats::Outstanding;
 use crate::config::ConfigCache;
 use crate::fault::{DmaError, Fault, Request};
+use crate::laziness::Laziness;
 use crate::memory::{Memory, Owner, PAGE, PageState, lock};
 use crate::oracle::{Oracle, SmmuReport, StaleAccess};
+use crate::posted::Posted;
 use crate::regs::Regs;
 use crate::rng::Rng;
-use crate::setup::{Laziness, ModelSmmuConfig};
+use crate::setup::ModelSmmuConfig;
 use crate::tlb::{Map, Tlb};
 use crate::walk::{Output, Source};
 
@@ -93,6 +95,10 @@ pub(crate) struct Unit {
     /// The PCIe functions, by StreamID.
     pub functions: Map<u32, Function>,
     pub outstanding: Vec<Outstanding>,
+    /// Writes on their way, in the order in which they were posted.
+    pub posted: Vec<Posted>,
+    /// Some transactions of late.
+    pub recent: Vec<Request>,
     /// Interrupts to deliver once the lock is free.
     pub irqs: Vec<Irq>,
 }
@@ -101,6 +107,8 @@ pub(crate) struct Unit {
 pub(crate) enum Transfer<'a> {
     Read(&'a mut [u8]),
     Write(&'a [u8]),
+    /// A write that need not have reached memory when it ends.
+    Post(&'a [u8]),
 }
 
 impl Smmu {
@@ -141,6 +149,8 @@ impl Smmu {
             translated: 0,
             functions: Map::default(),
             outstanding: Vec::new(),
+            posted: Vec::new(),
+            recent: Vec::new(),
             irqs: Vec::new(),
         };
         if unit.laziness.junk_at_reset {
@@ -172,20 +182,23 @@ impl Smmu {
 
     /// A device's access, which lies within one page.
     ///
-    /// Translation and access are one step under the lock, so an access is wholly before or wholly after the
-    /// completion of a CMD_SYNC. To let accesses be in flight, split here: translate under the lock, note the access
-    /// as started, access memory without the lock, note it as done; and let a CMD_SYNC complete only when those that
-    /// had started are done.
+    /// For all but posted writes, translation and access are one step under the lock: wholly before or wholly after the
+    /// completion of a CMD_SYNC.
     pub(crate) fn dma(&self, request: &Request, transfer: Transfer<'_>) -> Result<(), DmaError> {
         self.with(|unit| {
             if unit.commands_per_look.is_some() {
                 unit.look();
             }
+            unit.some_posted_arrive();
+            unit.remember(request);
+            if unit.rng.one_in(64) {
+                unit.speculate();
+            }
             if request.ats {
                 return unit.ats_access(request, transfer);
             }
             match unit.translate(request) {
-                Ok(output) => unit.touch(request, &output, transfer),
+                Ok(output) => unit.finish(request, &output, transfer),
                 Err(fault) => unit.terminate(&fault, transfer),
             }
         })
@@ -231,12 +244,33 @@ impl Unit {
         });
     }
 
-    /// The access itself, once it is translated, and the oracle's judgement.
-    pub(crate) fn touch(&mut self, request: &Request, output: &Output, transfer: Transfer<'_>) -> Result<(), DmaError> {
+    /// What comes after translation.
+    pub(crate) fn finish(
+        &mut self,
+        request: &Request,
+        output: &Output,
+        transfer: Transfer<'_>,
+    ) -> Result<(), DmaError> {
+        if let Transfer::Post(data) = transfer {
+            return self.post(request, output, data);
+        }
+        self.push_posted(request.sid);
+        self.touch(request, output, transfer, None)
+    }
+
+    /// The access itself, once it is translated, and the oracle's judgement. `posted`: when it was translated, if not
+    /// just now.
+    pub(crate) fn touch(
+        &mut self,
+        request: &Request,
+        output: &Output,
+        transfer: Transfer<'_>,
+        posted: Option<u64>,
+    ) -> Result<(), DmaError> {
         let Some(before) = self.memory.page(output.pa) else { return Err(DmaError::NoMemory(PhysAddr(output.pa))) };
         let done = match transfer {
             Transfer::Read(buf) => self.memory.read(output.pa, buf),
-            Transfer::Write(buf) => self.memory.write(output.pa, buf),
+            Transfer::Write(buf) | Transfer::Post(buf) => self.memory.write(output.pa, buf),
         };
         let after = self.memory.page(output.pa).unwrap_or(before);
         self.oracle.dma();
@@ -257,11 +291,16 @@ impl Unit {
                     }
                     Source::Disabled | Source::Bypass => {}
                 }
+                history
+                    .extend(posted.map(|issued| format!("tick {issued}: a write was translated by {}", output.source)));
                 history.push(describe(before));
                 if after != before {
                     history.push(format!("{}, during the access", describe(after)));
                 }
-                history.push(format!("tick {}: the device accessed it through {}", self.memory.tick(), output.source));
+                history.push(match posted {
+                    None => format!("tick {}: the device accessed it through {}", self.memory.tick(), output.source),
+                    Some(_) => format!("tick {}: that write reached it", self.memory.tick()),
+                });
                 StaleAccess {
                     smmu: self.index,
                     sid: Some(request.sid),

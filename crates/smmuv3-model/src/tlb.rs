@@ -3,9 +3,11 @@
 //! Tags are those of §3.17: the translation regime; for EL1 the VMID (where there is stage 2); the ASID where the
 //! regime has one and the entry is not global; the ASET of global entries (§3.17.1). Stage 2 entries have a VMID.
 //!
-//! Laziness, all of it permitted by §3.21.1 and §4.4:
+//! Laziness, all of it permitted by §3.21.1 and §4.4, each with its switch in [`Laziness`](crate::Laziness):
 //! - nothing is evicted before the TLB is full;
 //! - table descriptors of every level are cached as walk-cache entries, and a walk starts at the deepest of them;
+//! - a block may be cached as smaller pieces, each with what the descriptor said of the whole;
+//! - entries of all sizes stand side by side, also those that a missing break-before-make left (§3.20.1);
 //! - with both stages, a leaf entry combines them (VA to PA), so that an invalidation of stage 2 by IPA does not
 //!   reach it (§4.4.3.1); one that was invalidated is made again at once from what stage 2 is cached as (a prefetch);
 //! - entries are not tagged with the granule or with the table they came from: whoever has the tags, hits.
@@ -111,12 +113,21 @@ pub(crate) struct Leaf {
     pub junk: bool,
 }
 
+impl Leaf {
+    /// Where an address in its span goes.
+    pub(crate) fn pa_of(&self, input: u64) -> u64 {
+        self.pa | input & ((1 << self.chunk) - 1)
+    }
+}
+
 /// A walk-cache entry.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Table {
     pub origin: Origin,
     /// The next level's table: a PA, or with both stages an IPA.
     pub next: u64,
+    /// With both stages, where that table is, if the entry knows.
+    pub next_pa: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -179,10 +190,12 @@ pub(crate) struct Scope {
     pub asids: Asids,
     /// `None`: all.
     pub addr: Option<TlbiAddr>,
+    /// `Leaf`, TG and TTL spare what they may.
+    pub exact: bool,
 }
 
 impl Scope {
-    fn reaches_tag(&self, tag: &Tag) -> bool {
+    pub(crate) fn reaches_tag(&self, tag: &Tag) -> bool {
         self.regimes.contains(&tag.regime)
             && self.vmid.is_none_or(|vmid| vmid == tag.vmid)
             && match self.asids {
@@ -192,10 +205,14 @@ impl Scope {
             }
     }
 
+    pub(crate) fn reaches_leaf(&self, tag: &Tag, origin: &Origin) -> bool {
+        self.reaches_tag(tag) && self.reaches_origin(origin, true)
+    }
+
     /// Address, TG and TTL (§4.4.1.1); `leaf`: of a leaf entry, rather than of a walk-cache entry.
     fn reaches_origin(&self, origin: &Origin, leaf: bool) -> bool {
         let Some(addr) = self.addr else { return true };
-        if !leaf && addr.leaf {
+        if self.exact && !leaf && addr.leaf {
             return false;
         }
         let first = origin.base;
@@ -203,11 +220,12 @@ impl Scope {
         let Some(range) = addr.range else {
             return (first..=last).contains(&addr.addr);
         };
-        if range.granule != origin.granule {
+        if self.exact && range.granule != origin.granule {
             return false;
         }
         // A hint of level 1 has no meaning for 16 KiB pages, and counts as none.
-        let ttl = if range.granule == Granule::K16 && range.ttl == 1 { 0 } else { range.ttl };
+        let none = !self.exact || range.granule == Granule::K16 && range.ttl == 1;
+        let ttl = if none { 0 } else { range.ttl };
         let level = match (ttl, leaf) {
             (0, _) => true,
             (ttl, true) => origin.level == ttl,
@@ -259,7 +277,16 @@ impl Tlb {
         self.leaves.len() + self.tables.len()
     }
 
-    /// The smallest leaf entry for `input`; `aset` selects among the global ones.
+    /// The leaf entries for `input`, the smallest first; `aset` selects among the global ones.
+    fn leaves(&self, tag: Tag, aset: bool, input: u64) -> impl Iterator<Item = (&Key, &Leaf)> {
+        let global = self.any_global.then(|| tag.global(aset));
+        bits(self.leaf_shifts).flat_map(move |shift| {
+            let tags = [Some(tag), global].into_iter().flatten();
+            tags.filter_map(move |tag| self.leaves.get_key_value(&Key { tag, shift, page: input >> shift }))
+        })
+    }
+
+    /// The smallest of them.
     pub(crate) fn leaf(&self, tag: Tag, aset: bool, input: u64) -> Option<&Leaf> {
         bits(self.leaf_shifts).find_map(|shift| {
             let page = input >> shift;
@@ -268,6 +295,18 @@ impl Tlb {
                 self.leaves.get(&Key { tag: global, shift, page })
             })
         })
+    }
+
+    /// Two leaf entries for `input` that cannot be of one descriptor: the sizes differ, or where they lead, or for whom.
+    pub(crate) fn conflict(&self, tag: Tag, aset: bool, input: u64) -> Option<(Leaf, Leaf)> {
+        let mut leaves = self.leaves(tag, aset, input);
+        let (key, first) = leaves.next()?;
+        let differs = |(other_key, other): &(&Key, &Leaf)| {
+            other.origin.shift != first.origin.shift
+                || other.pa_of(input) != first.pa_of(input)
+                || other_key.tag.global != key.tag.global
+        };
+        leaves.find(differs).map(|(_, other)| (*first, *other))
     }
 
     /// The deepest walk-cache entry for `input`; with `fresh`, of those that are not doomed.
@@ -315,7 +354,7 @@ impl Tlb {
     pub(crate) fn doom(&mut self, scope: &Scope) {
         let mut any = false;
         for (key, leaf) in &mut self.leaves {
-            if scope.reaches_tag(&key.tag) && scope.reaches_origin(&leaf.origin, true) {
+            if scope.reaches_leaf(&key.tag, &leaf.origin) {
                 leaf.origin.doomed = true;
                 any = true;
             }
@@ -334,8 +373,7 @@ impl Tlb {
 
     /// Whether one command that is not synchronised reaches the leaf entries of both origins.
     pub(crate) fn one_pending_reaches(&self, tag: Tag, origin: &Origin, tag2: Tag, origin2: &Origin) -> bool {
-        let reaches = |scope: &Scope, tag, origin| scope.reaches_tag(tag) && scope.reaches_origin(origin, true);
-        self.pending.iter().any(|scope| reaches(scope, &tag, origin) && reaches(scope, &tag2, origin2))
+        self.pending.iter().any(|scope| scope.reaches_leaf(&tag, origin) && scope.reaches_leaf(&tag2, origin2))
     }
 
     /// Removes the doomed entries of both stages, where stage 2 by itself is still cached; gives what they translated:
@@ -368,7 +406,7 @@ impl Tlb {
 
     /// Removes what `scope` reaches, at once.
     pub(crate) fn remove(&mut self, scope: &Scope) {
-        self.leaves.retain(|key, leaf| !(scope.reaches_tag(&key.tag) && scope.reaches_origin(&leaf.origin, true)));
+        self.leaves.retain(|key, leaf| !scope.reaches_leaf(&key.tag, &leaf.origin));
         self.tables.retain(|key, table| !(scope.reaches_tag(&key.tag) && scope.reaches_origin(&table.origin, false)));
     }
 
@@ -393,7 +431,7 @@ impl Tlb {
                 let tag = Tag { regime, vmid, asid, global: None };
                 let origin =
                     |granule, level, shift| Origin { granule, level, base: 0, shift, filled: 0, doomed: false };
-                let table = Table { origin: origin(Granule::K16, 0, 47), next: page(rng) };
+                let table = Table { origin: origin(Granule::K16, 0, 47), next: page(rng), next_pa: None };
                 self.insert_table(tag, table);
                 if rng.one_in(2) {
                     let prot = Prot::READ | Prot::WRITE;

@@ -76,8 +76,35 @@ struct Walk {
     granule: Granule,
     level: u8,
     table: u64,
+    /// With both stages, the PA of the table, if what led here knows.
+    table_pa: Option<u64>,
+    /// What led here.
+    via: Option<Table>,
     start: bool,
     doomed: bool,
+}
+
+impl Walk {
+    /// At the table that a walk-cache entry leads to.
+    fn from(via: Table) -> Walk {
+        let Table { origin, next, next_pa } = via;
+        let (level, doomed) = (origin.level + 1, origin.doomed);
+        let granule = origin.granule;
+        Walk { granule, level, table: next, table_pa: next_pa, via: Some(via), start: false, doomed }
+    }
+
+    /// At the table that an STE or CD leads to.
+    fn start(granule: Granule, level: u8, table: u64) -> Walk {
+        Walk { granule, level, table, table_pa: None, via: None, start: true, doomed: false }
+    }
+}
+
+impl FoundSte {
+    /// Stage 2 as the STE has it.
+    pub(crate) fn stage2(&self, vmid: u16, ste: SteStage2) -> Stage2 {
+        let tag = Tag { regime: Regime::Stage2, vmid, asid: 0, global: None };
+        Stage2 { ste, affd: self.entry.s2_affd, tag }
+    }
 }
 
 impl Unit {
@@ -108,18 +135,13 @@ impl Unit {
             }
             Ok(Ste::Translate { vmid, stages, .. }) => (vmid, stages),
         };
-        let stage2 = |ste| Stage2 {
-            ste,
-            affd: found.entry.s2_affd,
-            tag: Tag { regime: Regime::Stage2, vmid, asid: 0, global: None },
-        };
         let (s1, s2) = match stages {
             Stages::S2(s2) => {
                 no_substreams(request)?;
-                return self.stage2_only(request, &stage2(s2));
+                return self.stage2_only(request, &found.stage2(vmid, s2));
             }
             Stages::S1(s1) => (s1, None),
-            Stages::Nested(s1, s2) => (s1, Some(stage2(s2))),
+            Stages::Nested(s1, s2) => (s1, Some(found.stage2(vmid, s2))),
         };
         let Some(index) = self.substream(request, &s1)? else {
             return match s2 {
@@ -195,7 +217,7 @@ impl Unit {
         if va >> input_bits != 0 {
             return Err(translation);
         }
-        if let Some(leaf) = self.tlb.leaf(tag, cd.private_asid, va).copied() {
+        if let Some(leaf) = self.cached_leaf(request, tag, cd.private_asid, va, None)? {
             let granted = granted1(tag, leaf.prot);
             allowed(request, granted).then_some(()).ok_or(permission)?;
             if let Some(s2) = s2 {
@@ -206,28 +228,22 @@ impl Unit {
             let source = Source::Tlb(TlbHit { tag, origin: leaf.origin, junk: leaf.junk });
             return Ok(Output { pa, prot: granted & leaf.prot2, chunk: leaf.chunk, source });
         }
-        let mut walk = match self.cached_table(tag, va) {
-            Some(Table { origin, next }) => Walk {
-                granule: origin.granule,
-                level: origin.level + 1,
-                table: next,
-                start: false,
-                doomed: origin.doomed,
-            },
+        let mut walk = match self.cached_table(request, tag, va) {
+            Some(table) => Walk::from(table),
             None => {
                 let per_level = cd.granule.shift() - 3;
                 let levels = (input_bits - cd.granule.shift()).div_ceil(per_level) as u8;
                 let table = cd.ttb0.ok_or(translation)?.0;
-                Walk { granule: cd.granule, level: 4 - levels, table, start: true, doomed: false }
+                Walk::start(cd.granule, 4 - levels, table)
             }
         };
         self.walks += 1;
         let fits = |addr: u64| addr >> cd.output_size.bits().min(48) == 0;
         loop {
-            let at = walk.table + entry_offset(va, walk.granule, walk.level, walk.start);
+            let offset = entry_offset(va, walk.granule, walk.level, walk.start);
             let at = match s2 {
-                None => at,
-                Some(s2) => self.stage2(request, s2, at, Class::Tt)?.pa,
+                None => walk.table + offset,
+                Some(s2) => self.table_at(request, s2, tag, &walk, offset)?,
             };
             let word = self.fetch(at, Some(request), "stage 1 descriptor");
             let desc = Desc(word.ok_or_else(|| request.walk_abort(false, Class::Tt, at))?);
@@ -237,8 +253,9 @@ impl Unit {
                 DescKind::Invalid => return Err(translation),
                 DescKind::Table(next) => {
                     fits(next.0).then_some(()).ok_or(addr_size)?;
-                    self.tlb.insert_table(tag, Table { origin, next: next.0 });
-                    walk = Walk { level: walk.level + 1, table: next.0, start: false, ..walk };
+                    let table = Table { origin, next: next.0, next_pa: None };
+                    self.keep_table(tag, table);
+                    walk = Walk::from(table);
                 }
                 DescKind::Leaf(addr) => {
                     let mut chunk = origin.shift;
@@ -264,12 +281,16 @@ impl Unit {
                         nested = Some((request.sid, request.ssid));
                         // One command that reaches both stages completes for this entry, too.
                         let stale = &out.leaf.origin;
-                        origin.doomed |= stale.doomed && self.tlb.one_pending_reaches(tag, &origin, s2.tag, stale);
+                        let targeted = |unit: &Unit| unit.tlb.one_pending_reaches(tag, &origin, s2.tag, stale);
+                        origin.doomed |= stale.doomed && (!self.laziness.nested_entries || targeted(self));
                     }
                     let has_asid = tag.regime != Regime::El2;
-                    let tag = if has_asid && !desc.not_global() { tag.global(cd.private_asid) } else { tag };
+                    let global = self.laziness.global_entries && has_asid && !desc.not_global();
+                    let tag = if global { tag.global(cd.private_asid) } else { tag };
                     let leaf = Leaf { origin, pa, prot, prot2, ipa: middle, nested, chunk, junk: false };
-                    self.tlb.insert_leaf(tag, va, leaf);
+                    if !self.never_cached(desc, walk.level) {
+                        self.keep_leaf(tag, va, leaf);
+                    }
                     allowed.then_some(()).ok_or(permission)?;
                     let pa = pa | va & ((1 << chunk) - 1);
                     let source = Source::Tlb(TlbHit { tag, origin, junk: false });
@@ -279,10 +300,89 @@ impl Unit {
         }
     }
 
+    /// What the TLB has for an address. `class`: of an access that stage 2 translates.
+    fn cached_leaf(
+        &mut self,
+        request: &Request,
+        tag: Tag,
+        aset: bool,
+        input: u64,
+        class: Option<Class>,
+    ) -> Result<Option<Leaf>, Fault> {
+        if request.afresh {
+            return Ok(None);
+        }
+        if !self.laziness.tlb_conflicts || !self.rng.one_in(8) {
+            return Ok(self.tlb.leaf(tag, aset, input).copied());
+        }
+        let Some((first, other)) = self.tlb.conflict(tag, aset, input) else {
+            return Ok(self.tlb.leaf(tag, aset, input).copied());
+        };
+        // Only the size is different: level 2 support for that has no conflicts (§3.21.1.3).
+        let harmless = self.features.bbm_level == 2 && first.pa_of(input) == other.pa_of(input);
+        // What a guest does with its tables is not the driver's fault.
+        if !harmless && first.nested.is_none() {
+            self.violation(format!(
+                "two entries for {input:#x} without break-before-make: {}; {}",
+                TlbHit { tag, origin: first.origin, junk: first.junk },
+                TlbHit { tag, origin: other.origin, junk: other.junk }
+            ));
+        }
+        match self.rng.below(if self.features.bbm_level == 2 { 2 } else { 3 }) {
+            0 => Ok(Some(first)),
+            1 => Ok(Some(other)),
+            _ => Err(request.config_fault(request.tlb_conflict(class, input))),
+        }
+    }
+
+    /// Level 1 support for changes of size: a block with nT is not cached (§3.21.1.2).
+    fn never_cached(&self, desc: Desc, level: u8) -> bool {
+        self.features.bbm_level == 1 && level < 3 && desc.0 >> 16 & 1 != 0
+    }
+
+    fn keep_leaf(&mut self, tag: Tag, input: u64, mut leaf: Leaf) {
+        if !self.laziness.tlb || leaf.nested.is_some() && !self.laziness.nested_entries {
+            return;
+        }
+        let smallest = leaf.origin.granule.shift() as u8;
+        if self.laziness.split_entries && leaf.chunk > smallest && self.rng.one_in(2) {
+            let piece = (smallest + 4 * self.rng.below(2) as u8).min(leaf.chunk);
+            let offset = (input & ((1 << leaf.chunk) - 1)) >> piece << piece;
+            leaf = Leaf { pa: leaf.pa | offset, ipa: leaf.ipa | offset, chunk: piece, ..leaf };
+        }
+        self.tlb.insert_leaf(tag, input, leaf);
+    }
+
+    fn keep_table(&mut self, tag: Tag, table: Table) {
+        if self.laziness.walk_cache {
+            self.tlb.insert_table(tag, table);
+        }
+    }
+
     /// Where a walk may start. Half of the time, what is doomed counts as lost already.
-    fn cached_table(&mut self, tag: Tag, input: u64) -> Option<Table> {
+    fn cached_table(&mut self, request: &Request, tag: Tag, input: u64) -> Option<Table> {
+        if request.afresh {
+            return None;
+        }
         let fresh = self.tlb.any_doomed() && self.rng.one_in(2);
         self.tlb.table(tag, input, fresh).copied()
+    }
+
+    /// Where a stage 1 descriptor is that stage 2 translates the way to.
+    fn table_at(&mut self, request: &Request, s2: &Stage2, tag: Tag, walk: &Walk, offset: u64) -> Result<u64, Fault> {
+        if let Some(table) = walk.table_pa {
+            return Ok(table + offset);
+        }
+        let out = self.stage2(request, s2, walk.table + offset, Class::Tt)?;
+        let whole = u32::from(out.leaf.chunk) >= walk.granule.shift();
+        if let Some(via) = walk.via.filter(|_| self.laziness.nested_walk_cache && whole) {
+            // One command that reaches both stages completes for this entry, too.
+            let mut origin = via.origin;
+            let stale = &out.leaf.origin;
+            origin.doomed |= stale.doomed && self.tlb.one_pending_reaches(tag, &origin, s2.tag, stale);
+            self.keep_table(tag, Table { origin, next_pa: Some(out.pa - offset), ..via });
+        }
+        Ok(out.pa)
     }
 
     /// Whether stage 2 lets an access pass that is made for `class`.
@@ -314,22 +414,16 @@ impl Unit {
         if ipa >> input_bits != 0 {
             return Err(fault(Cause::Translation));
         }
-        if let Some(leaf) = self.tlb.leaf(s2.tag, false, ipa).copied() {
+        if let Some(leaf) = self.cached_leaf(request, s2.tag, false, ipa, Some(class))? {
             self.allowed2(request, s2, leaf.prot, class, ipa)?;
             return Ok(Stage2Output { pa: leaf.pa | ipa & ((1 << leaf.chunk) - 1), leaf });
         }
-        let mut walk = match self.cached_table(s2.tag, ipa) {
-            Some(Table { origin, next }) => Walk {
-                granule: origin.granule,
-                level: origin.level + 1,
-                table: next,
-                start: false,
-                doomed: origin.doomed,
-            },
+        let mut walk = match self.cached_table(request, s2.tag, ipa) {
+            Some(table) => Walk::from(table),
             None => {
                 let granule = s2.ste.granule;
                 let level = if granule == Granule::K4 { 2 } else { 3 } - s2.ste.sl0;
-                Walk { granule, level, table: s2.ste.ttb.0, start: true, doomed: false }
+                Walk::start(granule, level, s2.ste.ttb.0)
             }
         };
         self.walks += 1;
@@ -344,8 +438,9 @@ impl Unit {
                 DescKind::Invalid => return Err(fault(Cause::Translation)),
                 DescKind::Table(next) => {
                     fits(next.0).then_some(()).ok_or(fault(Cause::AddrSize))?;
-                    self.tlb.insert_table(s2.tag, Table { origin, next: next.0 });
-                    walk = Walk { level: walk.level + 1, table: next.0, start: false, ..walk };
+                    let table = Table { origin, next: next.0, next_pa: None };
+                    self.keep_table(s2.tag, table);
+                    walk = Walk::from(table);
                 }
                 DescKind::Leaf(addr) => {
                     let chunk = origin.shift;
@@ -356,7 +451,9 @@ impl Unit {
                     }
                     let prot = desc.prot(Stage::S2);
                     let leaf = Leaf { origin, pa, prot, prot2: prot, ipa: 0, nested: None, chunk, junk: false };
-                    self.tlb.insert_leaf(s2.tag, ipa, leaf);
+                    if !self.never_cached(desc, walk.level) {
+                        self.keep_leaf(s2.tag, ipa, leaf);
+                    }
                     self.allowed2(request, s2, prot, class, ipa)?;
                     return Ok(Stage2Output { pa: pa | ipa & ((1 << chunk) - 1), leaf });
                 }

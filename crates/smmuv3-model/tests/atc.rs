@@ -67,14 +67,14 @@ fn unmapped(ssid: Option<u32>, config: ModelSmmuConfig) -> (Rig, DataPages) {
 }
 
 fn suffice(ssid: Option<u32>, commands: &[Command]) -> bool {
-    let (rig, data) = unmapped(ssid, Default::default());
+    let (rig, data) = unmapped(ssid, exact());
     rig.batch(commands);
     rig.stale_ats_reads(data, ssid, IOVA) == 0
 }
 
 #[test]
 fn an_unmapped_page_is_reached_through_the_atc_after_the_tlb_is_clean() {
-    let (rig, data) = unmapped(Some(1), Default::default());
+    let (rig, data) = unmapped(Some(1), exact());
     rig.cmd_sync(TLBI);
     let pa = data.addr();
     assert_eq!(rig.stale_ats_reads(data, Some(1), IOVA), 1);
@@ -145,13 +145,13 @@ fn the_global_flag_reaches_all_pasids_of_a_function_that_knows_it() {
     for (global_invalidate, ssid, enough) in
         [(true, Some(1), true), (false, Some(1), false), (true, None, false), (false, None, false)]
     {
-        let (rig, data) = unmapped(ssid, Default::default());
+        let (rig, data) = unmapped(ssid, exact());
         rig.model.set_ats(0, SID, AtsBehaviour { global_invalidate, ..Default::default() });
         rig.cmd_sync(TLBI);
         rig.cmd_sync(Command::AtcInv { sid: SID, ssid: Some(3), global: true, addr: IOVA, size: 0 });
         assert_eq!(rig.stale_ats_reads(data, ssid, IOVA) == 0, enough, "{global_invalidate} {ssid:?}");
         // Without SSV it means nothing (§4.5.1), and all PASIDs are reached in any case.
-        let (rig, data) = unmapped(Some(1), Default::default());
+        let (rig, data) = unmapped(Some(1), exact());
         rig.model.set_ats(0, SID, AtsBehaviour { global_invalidate, ..Default::default() });
         rig.cmd_sync(TLBI);
         rig.cmd_sync(Command::AtcInv { sid: SID, ssid: None, global: true, addr: IOVA, size: 0 });
@@ -161,7 +161,7 @@ fn the_global_flag_reaches_all_pasids_of_a_function_that_knows_it() {
 
 #[test]
 fn an_atc_inv_that_a_function_may_refuse_does_nothing_and_is_a_violation() {
-    let coarse = ModelSmmuConfig { granules: [false, false, true], ..Default::default() };
+    let coarse = ModelSmmuConfig { granules: [false, false, true], ..exact() };
     for (size, violations) in [(3, 1), (4, 0), (52, 0)] {
         let rig = Rig::with(coarse.clone());
         let table = rig.table(Stage::S1, Granule::K64, 48);
@@ -175,7 +175,7 @@ fn an_atc_inv_that_a_function_may_refuse_does_nothing_and_is_a_violation() {
         assert_eq!(rig.model.report().violation_count, violations);
         assert_eq!(rig.stale_ats_reads(data, None, IOVA), violations);
     }
-    let (rig, data) = unmapped(Some(1), ModelSmmuConfig { ssid_bits: 2, ..Default::default() });
+    let (rig, data) = unmapped(Some(1), ModelSmmuConfig { ssid_bits: 2, ..exact() });
     rig.batch(&[TLBI, SYNC, atc_inv(Some(5), IOVA, 0), SYNC]);
     assert_eq!((rig.model.report().violation_count, rig.stale_ats_reads(data, Some(1), IOVA)), (1, 1));
     let rig = Rig::new();
@@ -193,7 +193,7 @@ impl Rig {
 
 #[test]
 fn atc_inv_is_ignored_while_the_smmu_is_off() {
-    let (rig, data) = unmapped(None, Default::default());
+    let (rig, data) = unmapped(None, exact());
     rig.cmd_sync(TLBI);
     rig.cr0(|cr0| cr0.with_smmuen(false));
     rig.model.clear_report();
@@ -205,12 +205,12 @@ fn atc_inv_is_ignored_while_the_smmu_is_off() {
 
 #[test]
 fn a_stale_entry_waits_for_ats_to_be_turned_on_again() {
-    let (rig, data) = unmapped(None, Default::default());
+    let (rig, data) = unmapped(None, exact());
     rig.cmd_sync(TLBI);
     rig.platform.ats_disable(0, SID);
     assert!(rig.platform.ats_enable(0, SID, 0));
     assert_eq!(rig.stale_ats_reads(data, None, IOVA), 1);
-    let (rig, data) = unmapped(None, Default::default());
+    let (rig, data) = unmapped(None, exact());
     rig.cmd_sync(TLBI);
     rig.cmd_sync(ATC_INV);
     rig.platform.ats_disable(0, SID);
@@ -221,7 +221,7 @@ fn a_stale_entry_waits_for_ats_to_be_turned_on_again() {
 
 #[test]
 fn an_entry_that_was_filled_after_the_atc_inv_was_consumed_survives_the_sync() {
-    let (rig, data) = unmapped(None, Default::default());
+    let (rig, data) = unmapped(None, exact());
     rig.cmd(atc_inv(None, IOVA + 0x1000, 0));
     rig.cmd(atc_inv(None, IOVA, 0));
     // A PASID's entry for the same page, from the TLB.
@@ -236,7 +236,7 @@ fn a_function_asks_through_a_stale_ste_until_its_invalidation_is_complete() {
         (&[Command::CfgiSte { sid: SID, leaf: true }, SYNC, ATC_INV, SYNC][..], true),
         (&[Command::CfgiSte { sid: SID, leaf: true }, ATC_INV, SYNC], false),
     ] {
-        let (rig, data) = unmapped(None, Default::default());
+        let (rig, data) = unmapped(None, exact());
         rig.ste(SID, Ste::Bypass);
         rig.atschk(false);
         rig.batch(commands);
@@ -249,7 +249,7 @@ fn a_function_asks_through_a_stale_ste_until_its_invalidation_is_complete() {
 #[test]
 fn an_invalidation_that_is_not_answered_fails_the_sync_as_7_1_says() {
     for answers in [AtsAnswers::Never, AtsAnswers::OnlyWhileEnabled, AtsAnswers::Always] {
-        let (rig, _data) = unmapped(None, Default::default());
+        let (rig, _data) = unmapped(None, exact());
         rig.model.set_ats(0, SID, AtsBehaviour { answers, ..Default::default() });
         if answers != AtsAnswers::Never {
             rig.platform.ats_disable(0, SID);
@@ -281,7 +281,7 @@ fn an_invalidation_that_is_not_answered_fails_the_sync_as_7_1_says() {
 
 #[test]
 fn a_sync_may_fail_more_than_once_or_be_replaced() {
-    let (rig, _data) = unmapped(None, Default::default());
+    let (rig, _data) = unmapped(None, exact());
     rig.model.set_ats(0, SID, AtsBehaviour { answers: AtsAnswers::Never, timeouts: 3, ..Default::default() });
     rig.batch(&[ATC_INV, SYNC]);
     for _ in 0..2 {
@@ -308,8 +308,8 @@ fn a_sync_may_fail_more_than_once_or_be_replaced() {
 fn a_timeout_may_lose_the_invalidations_of_others() {
     const OTHER: u32 = SID + 1;
     for loses_all in [true, false] {
-        let laziness = Laziness { atc_timeout_loses_all: loses_all, ..Default::default() };
-        let (rig, data) = unmapped(None, ModelSmmuConfig { laziness, ..Default::default() });
+        let laziness = Laziness { atc_timeout_loses_all: loses_all, ..exact().laziness };
+        let (rig, data) = unmapped(None, ModelSmmuConfig { laziness, ..exact() });
         assert!(rig.platform.ats_enable(0, OTHER, 0));
         rig.model.set_ats(0, OTHER, AtsBehaviour { answers: AtsAnswers::Never, ..Default::default() });
         let other = Command::AtcInv { sid: OTHER, ssid: None, global: false, addr: IOVA, size: 0 };
@@ -324,8 +324,8 @@ fn a_timeout_may_lose_the_invalidations_of_others() {
 #[test]
 fn turning_ats_off_under_an_invalidation_is_a_violation_and_leaves_it_unanswered() {
     for atc_timeout_loses_all in [true, false] {
-        let laziness = Laziness { atc_timeout_loses_all, ..Default::default() };
-        let (rig, data) = unmapped(None, ModelSmmuConfig { laziness, ..Default::default() });
+        let laziness = Laziness { atc_timeout_loses_all, ..exact().laziness };
+        let (rig, data) = unmapped(None, ModelSmmuConfig { laziness, ..exact() });
         rig.batch(&[TLBI, SYNC, ATC_INV]);
         rig.platform.ats_disable(0, SID);
         assert_eq!(rig.model.report().violation_count, 1);
@@ -336,7 +336,7 @@ fn turning_ats_off_under_an_invalidation_is_a_violation_and_leaves_it_unanswered
         assert_eq!(rig.stale_ats_reads(data, None, IOVA), 1);
     }
     // A reset, too; but then the ATC is empty.
-    let (rig, data) = unmapped(None, Default::default());
+    let (rig, data) = unmapped(None, exact());
     rig.batch(&[TLBI, SYNC, ATC_INV]);
     rig.model.reset_function(0, SID);
     rig.cmd(SYNC);
@@ -348,8 +348,8 @@ fn turning_ats_off_under_an_invalidation_is_a_violation_and_leaves_it_unanswered
 
 #[test]
 fn early_atc_invalidations_find_the_old_translation_too() {
-    let laziness = Laziness { early_invalidations: true, ..Default::default() };
-    let config = ModelSmmuConfig { laziness, ..Default::default() };
+    let laziness = Laziness { early_invalidations: true, ..exact().laziness };
+    let config = ModelSmmuConfig { laziness, ..exact() };
     let stale: Vec<u64> = [&[TLBI, SYNC, ATC_INV, SYNC][..], &[ATC_INV, SYNC, TLBI, SYNC]]
         .map(|commands| {
             let (rig, data) = unmapped(None, config.clone());
@@ -380,7 +380,7 @@ fn atc_sabotage_is_as_if_the_driver_had_left_the_step_out() {
         (Some(Sabotage::IgnoreTlbiByTag), &right, 1),
         (Some(Sabotage::IgnoreNhAll), &right, 0),
     ] {
-        let (rig, data) = unmapped(None, Default::default());
+        let (rig, data) = unmapped(None, exact());
         what.into_iter().for_each(|what| rig.model.sabotage(0, what));
         rig.batch(commands);
         assert_eq!(rig.stale_ats_reads(data, None, IOVA), stale, "{what:?}");

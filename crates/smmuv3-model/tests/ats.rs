@@ -81,17 +81,15 @@ fn ats_stays_off_where_function_or_smmu_do_not_have_it() {
     rig.model.report().assert_clean();
     assert!(!rig.platform.ats_enable(1, 6, 0), "no such SMMU");
     assert_eq!(rig.model.report().violation_count, 1);
-    let rig = Rig::with(ModelSmmuConfig { ats: false, ..Default::default() });
+    let rig = Rig::with(ModelSmmuConfig { ats: false, ..exact() });
     assert!(!rig.platform.ats_enable(0, 5, 0));
     assert_eq!(rig.model.report().violation_count, 1);
 }
 
 #[test]
 fn the_stu_is_the_smallest_granule_and_ats_is_on_only_while_the_smmu_is() {
-    let coarse = ModelSmmuConfig { granules: [false, true, true], ..Default::default() };
-    for (config, stu, violations) in
-        [(Default::default(), 0, 0), (Default::default(), 2, 1), (coarse.clone(), 2, 0), (coarse, 0, 1)]
-    {
+    let coarse = ModelSmmuConfig { granules: [false, true, true], ..exact() };
+    for (config, stu, violations) in [(exact(), 0, 0), (exact(), 2, 1), (coarse.clone(), 2, 0), (coarse, 0, 1)] {
         let rig = Rig::with(config);
         assert!(rig.platform.ats_enable(0, SID, stu));
         assert_eq!(rig.model.report().violation_count, violations);

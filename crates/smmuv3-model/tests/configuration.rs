@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use smmuv3::arch::{CdFormat, Command, Eats, Event, Granule, L1Cd, L1Std, RawCd, Stage, Stages, Ste, StreamWorld};
 use smmuv3::platform::{Iova, PhysAddr};
-use smmuv3_model::{DataPages, DmaError, ModelSmmuConfig, Sabotage};
+use smmuv3_model::{DataPages, DmaError, Sabotage};
 
 /// Whether the stream passes untranslated.
 fn bypasses(rig: &Rig, data: &DataPages) -> bool {
@@ -198,7 +198,7 @@ fn what_was_found_through_an_invalidated_ste_goes_with_it() {
 fn junk_in_the_caches_at_reset_bites_a_driver_that_does_not_clear_them() {
     // A driver that skips one of the three invalidations, and what its devices then do.
     let run = |cfgi: bool, tlbi: bool, el2: bool, world: StreamWorld| {
-        let rig = Rig::off(ModelSmmuConfig::default());
+        let rig = Rig::off(exact());
         rig.queues_on();
         let wanted = [cfgi, tlbi, el2];
         let all = [Command::CfgiSteRange { sid: 0, range: 31 }, Command::TlbiNsnhAll, Command::TlbiEl2All];

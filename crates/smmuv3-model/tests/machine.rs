@@ -10,8 +10,7 @@ use smmuv3_model::{DeviceThread, DmaError, Model, ModelConfig, ModelSmmuConfig, 
 
 #[test]
 fn the_id_registers_say_what_was_configured() {
-    let config =
-        ModelSmmuConfig { ssid_bits: 8, range_inv: false, hyp: false, sid_bits: 9, minor: 1, ..Default::default() };
+    let config = ModelSmmuConfig { ssid_bits: 8, range_inv: false, hyp: false, sid_bits: 9, minor: 1, ..exact() };
     let features = Features::from(config.id_regs());
     assert!(features.stage1 && features.stage2 && features.aarch64_tables && features.little_endian);
     assert!(features.coherent && features.ats && features.msi && features.sev && !features.pri && !features.hyp);
@@ -25,7 +24,7 @@ fn the_id_registers_say_what_was_configured() {
 
 #[test]
 fn an_update_takes_effect_only_for_who_polls() {
-    let rig = Rig::off(ModelSmmuConfig::default());
+    let rig = Rig::off(exact());
     let on = Cr0::default().with_eventqen(true).raw_value();
     rig.mmio.write32(offset::CR0, on);
     let acks: Vec<_> = (0..5).map(|_| rig.mmio.read32(offset::CR0ACK)).collect();
@@ -40,7 +39,7 @@ fn an_update_takes_effect_only_for_who_polls() {
 
 #[test]
 fn a_disabled_smmu_lets_traffic_pass_or_aborts_it_as_gbpa_says() {
-    let rig = Rig::off(ModelSmmuConfig::default());
+    let rig = Rig::off(exact());
     let data = rig.model.alloc_data(1).unwrap();
     let read = || rig.device().read_u64(Iova(data.addr().0));
     assert_eq!(read(), Ok(POISON));
@@ -114,7 +113,7 @@ fn what_a_lenient_smmu_would_let_pass_is_a_violation() {
         ("dma_free of something else", |rig| rig.platform.dma_free(rig.cmdq, 64, 64)),
     ];
     for (name, step) in cases {
-        let rig = Rig::off(ModelSmmuConfig { eventq_log2: 19, ..Default::default() });
+        let rig = Rig::off(ModelSmmuConfig { eventq_log2: 19, ..exact() });
         step(&rig);
         assert_eq!(rig.model.report().violation_count, 1, "{name}: {:?}", rig.model.report().violations);
     }
@@ -122,15 +121,15 @@ fn what_a_lenient_smmu_would_let_pass_is_a_violation() {
 
 #[test]
 fn registers_that_reset_leaves_unknown_hold_garbage() {
-    let a = Model::new(small(Default::default()));
-    let b = Model::new(ModelConfig { seed: 2, ..small(Default::default()) });
+    let a = Model::new(small(exact()));
+    let b = Model::new(ModelConfig { seed: 2, ..small(exact()) });
     for at in [offset::STRTAB_BASE, offset::CMDQ_BASE, offset::EVENTQ_BASE, offset::EVENTQ_IRQ_CFG0] {
         assert_ne!(a.mmio(0).read64(at), b.mmio(0).read64(at), "{at:#x}");
     }
     for at in [offset::CR0, offset::CR0ACK, offset::GERROR, offset::GERRORN, offset::IRQ_CTRL] {
         assert_eq!(a.mmio(0).read32(at), 0, "{at:#x}");
     }
-    let again = Model::new(small(Default::default()));
+    let again = Model::new(small(exact()));
     assert_eq!(a.mmio(0).read64(offset::CMDQ_BASE), again.mmio(0).read64(offset::CMDQ_BASE), "the seed decides");
 }
 
@@ -161,7 +160,7 @@ fn dma_to_memory_of_the_driver_is_stale() {
 
 #[test]
 fn allocations_are_aligned_counted_and_poisoned_when_they_go() {
-    let model = Model::new(small(Default::default()));
+    let model = Model::new(small(exact()));
     let platform = model.platform();
     let big = platform.dma_alloc(0x3_0000, 0x1_0000).unwrap();
     let small = platform.dma_alloc(64, 64).unwrap();
@@ -182,7 +181,7 @@ fn allocations_are_aligned_counted_and_poisoned_when_they_go() {
 
 #[test]
 fn allocations_fail_when_told_to() {
-    let model = Model::new(small(Default::default()));
+    let model = Model::new(small(exact()));
     let alloc = || model.platform().dma_alloc(64, 64).is_some();
     model.fail_allocs_after(2);
     assert_eq!([alloc(), alloc(), alloc(), alloc()], [true, true, false, false]);
@@ -235,7 +234,7 @@ fn a_device_on_a_thread_sees_no_stale_page_while_the_driver_unmaps_rightly_and_s
 
 #[test]
 fn the_window_and_the_model_see_the_same_memory() {
-    let model = Model::new(small(Default::default()));
+    let model = Model::new(small(exact()));
     let platform = model.platform();
     assert_eq!((platform.window().base(), platform.window().size()), (PhysAddr(0x8000_0000), 16 << 20));
     let addr = platform.dma_alloc(4096, 4096).unwrap();

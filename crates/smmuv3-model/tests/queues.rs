@@ -100,7 +100,7 @@ fn commands_for_what_the_smmu_does_not_have_are_illegal() {
 
 #[test]
 fn range_fields_mean_nothing_without_range_invalidation() {
-    let rig = Rig::with(ModelSmmuConfig { range_inv: false, ..Default::default() });
+    let rig = Rig::with(ModelSmmuConfig { range_inv: false, ..exact() });
     rig.model.take_commands(0);
     rig.cmd(Command::TlbiNhVaa { vmid: 0, addr: range(0x1000, Granule::K4, 5, 3, 3) });
     assert_eq!(rig.model.take_commands(0), [Command::TlbiNhVaa { vmid: 0, addr: one(0x1000, true) }]);
@@ -109,7 +109,7 @@ fn range_fields_mean_nothing_without_range_invalidation() {
 
 #[test]
 fn ids_that_are_too_wide_have_no_effect() {
-    let rig = Rig::with(ModelSmmuConfig { asid16: false, vmid16: false, ..Default::default() });
+    let rig = Rig::with(ModelSmmuConfig { asid16: false, vmid16: false, ..exact() });
     let table = rig.table(Stage::S1, Granule::K4, 48);
     let data = rig.model.alloc_data(1).unwrap();
     rig.map(&table, 0x1000, data.addr(), 3, RW);
@@ -125,7 +125,7 @@ fn ids_that_are_too_wide_have_no_effect() {
 
 #[test]
 fn a_queue_outside_memory_aborts() {
-    let rig = Rig::off(ModelSmmuConfig::default());
+    let rig = Rig::off(exact());
     rig.mmio.write64(offset::CMDQ_BASE, 0x1000 | 4);
     rig.mmio.write32(offset::CMDQ_PROD, 0);
     rig.mmio.write32(offset::CMDQ_CONS, 0);
@@ -296,7 +296,7 @@ fn faults_that_the_cd_keeps_silent_are_not_recorded() {
 
 #[test]
 fn transactions_that_end_quietly_read_zero_and_write_nothing() {
-    let rig = Rig::with(ModelSmmuConfig { abort_only: false, ..Default::default() });
+    let rig = Rig::with(ModelSmmuConfig { abort_only: false, ..exact() });
     let table = rig.table(Stage::S1, Granule::K4, 48);
     let cd = rig.alloc(64);
     rig.words(cd.0, Cd { abort: false, ..cd_of(&table, 1) }.encode().0);
@@ -342,7 +342,7 @@ fn an_interrupt_comes_when_the_event_queue_stops_being_empty_and_for_a_new_error
 
 #[test]
 fn several_smmus_keep_their_queues_and_caches_apart() {
-    let config = ModelConfig { smmus: vec![ModelSmmuConfig::default(); 16], ..small(Default::default()) };
+    let config = ModelConfig { smmus: vec![exact(); 16], ..small(exact()) };
     let model = Model::new(config);
     assert_eq!(model.smmus(), 16);
     for smmu in 0..16 {

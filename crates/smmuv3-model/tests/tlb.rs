@@ -341,8 +341,8 @@ fn an_entry_that_was_filled_after_the_invalidation_was_consumed_survives_the_syn
 
 #[test]
 fn early_invalidations_catch_a_driver_that_invalidates_before_it_unmaps() {
-    let laziness = Laziness { early_invalidations: true, ..Default::default() };
-    let rig = Rig::with(ModelSmmuConfig { laziness, ..Default::default() });
+    let laziness = Laziness { early_invalidations: true, ..exact().laziness };
+    let rig = Rig::with(ModelSmmuConfig { laziness, ..exact() });
     let table = rig.table(Stage::S1, Granule::K4, 48);
     rig.attach_s1(SID, &table, ASID, VMID);
     let mut stale = 0;
@@ -394,8 +394,8 @@ fn sabotage_is_as_if_the_driver_had_left_the_step_out() {
 
 #[test]
 fn a_full_tlb_evicts_and_still_translates() {
-    let laziness = Laziness { tlb_entries: 16, ..Default::default() };
-    let rig = Rig::with(ModelSmmuConfig { laziness, ..Default::default() });
+    let laziness = Laziness { tlb_entries: 16, ..exact().laziness };
+    let rig = Rig::with(ModelSmmuConfig { laziness, ..exact() });
     let table = rig.table(Stage::S1, Granule::K4, 48);
     rig.attach_s1(SID, &table, ASID, VMID);
     let data = rig.model.alloc_data(64).unwrap();

@@ -251,7 +251,7 @@ fn permissions_of_both_stages_count() {
 
 #[test]
 fn features_that_are_not_there_make_structures_illegal() {
-    let rig = Rig::with(ModelSmmuConfig { stage2: false, granules: [true, false, false], ..Default::default() });
+    let rig = Rig::with(ModelSmmuConfig { stage2: false, granules: [true, false, false], ..exact() });
     let table = rig.table(Stage::S2, Granule::K4, 48);
     rig.attach_s2(SID, &table, 1);
     assert!(matches!(rig.device().read_u64(Iova(0)), Err(DmaError::Aborted(Some(Event::CBadSte(_))))));

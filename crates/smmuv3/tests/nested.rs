@@ -422,7 +422,7 @@ fn a_guest_s_atc_is_flushed_whole_when_the_host_unmaps_and_by_the_guest_s_own_co
 #[test]
 fn without_the_order_of_stage_2_stage_1_and_atc_the_model_finds_stale_dma() {
     // A CMD_SYNC between the kinds that completes nothing: the old translation is fetched again.
-    let rig = Rig::new();
+    let rig = Rig::late();
     let parent = rig.domain(Stage::S2);
     let device = rig.iommu.add_device(&rig.smmu, smmuv3::DeviceConfig::stream(SID).ats()).unwrap();
     let mut guest = Guest::new(&rig, &parent, 9);

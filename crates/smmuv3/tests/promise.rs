@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use smmuv3::arch::Stage;
 use smmuv3::platform::Iova;
-use smmuv3_model::Sabotage;
+use smmuv3_model::{ModelConfig, ModelSmmuConfig, Sabotage};
 
 const IOVA: Iova = Iova(0x10_0000);
 
@@ -70,7 +70,7 @@ fn without_the_tlbi_at_unmap_the_model_finds_stale_dma() {
 #[test]
 fn without_the_sync_after_the_tlbi_the_model_finds_stale_dma() {
     for stage in [Stage::S1, Stage::S2] {
-        let rig = Rig::new();
+        let rig = Rig::late();
         let (device, domain) = (rig.add(SID), rig.domain(stage));
         device.attach(&domain).unwrap();
         rig.model.sabotage(0, Sabotage::IgnoreSync);
@@ -142,11 +142,7 @@ fn reuse_a_tag(rig: &Rig, stage: Stage) {
 }
 
 fn small_tags() -> Rig {
-    Rig::with(smmuv3_model::ModelConfig::with_smmu(smmuv3_model::ModelSmmuConfig {
-        asid16: false,
-        vmid16: false,
-        ..Default::default()
-    }))
+    Rig::with(ModelConfig::with_smmu(ModelSmmuConfig { asid16: false, vmid16: false, ..Default::default() }))
 }
 
 #[test]

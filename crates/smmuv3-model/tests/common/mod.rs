@@ -7,7 +7,7 @@ use smmuv3::arch::{
     RawSte, Shape, Stage, Stages, Ste, SteStage1, SteStage2, StreamWorld, SyncSignal, TlbiAddr, TlbiRange,
 };
 use smmuv3::platform::{Iova, Mmio, PhysAddr, Platform};
-use smmuv3_model::{DataPages, Device, Model, ModelConfig, ModelMmio, ModelPlatform, ModelSmmuConfig};
+use smmuv3_model::{DataPages, Device, Laziness, Model, ModelConfig, ModelMmio, ModelPlatform, ModelSmmuConfig};
 
 pub const RW: Prot = Prot::READ.union(Prot::WRITE);
 pub const CMDQ_LOG2: u32 = 4;
@@ -30,6 +30,20 @@ pub struct Table {
     pub shape: Shape,
 }
 
+/// The laziest SMMU that leaves nothing to chance.
+pub fn exact() -> ModelSmmuConfig {
+    let laziness = Laziness {
+        early_invalidations: false,
+        prefetch_configs: false,
+        prefetch_translations: false,
+        split_entries: false,
+        atc_prefetch: false,
+        atc_pieces: false,
+        ..Laziness::all()
+    };
+    ModelSmmuConfig { laziness, ..ModelSmmuConfig::default() }
+}
+
 pub fn small(config: ModelSmmuConfig) -> ModelConfig {
     ModelConfig { ram_size: 16 << 20, ..ModelConfig::with_smmu(config) }
 }
@@ -37,7 +51,7 @@ pub fn small(config: ModelSmmuConfig) -> ModelConfig {
 impl Rig {
     /// A machine with an SMMU that is initialised and on, with a linear stream table of 64 entries.
     pub fn new() -> Rig {
-        Rig::with(ModelSmmuConfig::default())
+        Rig::with(exact())
     }
 
     pub fn with(config: ModelSmmuConfig) -> Rig {

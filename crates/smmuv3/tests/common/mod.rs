@@ -4,7 +4,7 @@
 use smmuv3::arch::{Event, Prot, Stage};
 use smmuv3::platform::Iova;
 use smmuv3::{DeviceConfig, Geometry, Iommu, PagingDomain, SmmuHandle, SmmuOptions};
-use smmuv3_model::{DataPages, Device, Model, ModelConfig, ModelPlatform};
+use smmuv3_model::{DataPages, Device, Laziness, Model, ModelConfig, ModelPlatform, ModelSmmuConfig};
 
 pub const PAGE: u64 = 0x1000;
 pub const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -24,6 +24,12 @@ pub struct Rig {
 impl Rig {
     pub fn new() -> Rig {
         Rig::with(ModelConfig::default())
+    }
+
+    /// Hardware that completes nothing before it has to: each step that is left out shows at once.
+    pub fn late() -> Rig {
+        let laziness = Laziness { early_invalidations: false, ..Laziness::all() };
+        Rig::with(ModelConfig::with_smmu(ModelSmmuConfig { laziness, ..Default::default() }))
     }
 
     pub fn with(config: ModelConfig) -> Rig {
