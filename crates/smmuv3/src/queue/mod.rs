@@ -16,23 +16,27 @@ use crate::platform::Platform;
 /// Gives up after a time: every wait in the driver has one.
 pub(crate) struct Deadline {
     end_ns: u64,
+    /// At least so many looks: the time may pass while this thread is not running.
+    looks: u32,
 }
 
 impl Deadline {
     pub(crate) fn after<P: Platform>(platform: &P, timeout_ns: u64) -> Self {
-        Deadline { end_ns: platform.now_ns().saturating_add(timeout_ns) }
+        let looks = if timeout_ns == 0 { 1 } else { 16 };
+        Deadline { end_ns: platform.now_ns().saturating_add(timeout_ns), looks }
     }
 
     pub(crate) fn passed<P: Platform>(&self, platform: &P) -> bool {
         platform.now_ns() >= self.end_ns
     }
 
-    /// Waits until `done`; false if the time passed before.
+    /// Waits until `done`; false if the time passed before, and so many looks.
     pub(crate) fn wait<P: Platform>(&self, platform: &P, mut done: impl FnMut() -> bool) -> bool {
+        let mut looks = 0;
         while !done() {
-            if self.passed(platform) {
-                // The time may have passed while this thread was not running.
-                return done();
+            looks += 1;
+            if looks >= self.looks && self.passed(platform) {
+                return false;
             }
             platform.relax();
         }
