@@ -6,7 +6,7 @@ use common::*;
 use smmuv3::arch::{AddrSize, Desc, Granule, MAIR, Prot, Shape, Stage};
 use smmuv3::platform::{Iova, PhysAddr};
 use smmuv3::{AttachError, DeviceConfig, Geometry, Kind, SvaDomain, SvaTable};
-use smmuv3_model::{DataPages, ModelPlatform};
+use smmuv3_model::{DataPages, ModelConfig, ModelPlatform, ModelSmmuConfig};
 
 type Device = smmuv3::Device<ModelPlatform>;
 
@@ -215,5 +215,33 @@ fn without_memory_a_pasid_is_not_attached_and_detaching_needs_none() {
     device.attach_pasid(0x200, &domain).unwrap();
     let shape = Shape::new(Stage::S1, Granule::K4, 39, AddrSize::B48).unwrap();
     assert_eq!(shape.start_level(), 1);
+    rig.model.report().assert_clean();
+}
+
+/// A PASID's CD lies in a leaf of the CD table that the SMMU knows to be missing, the first attach adds the leaf and then finds no ASID.
+#[test]
+fn a_leaf_of_the_cd_table_that_a_failed_attach_added_is_known_to_the_smmu_after_the_next() {
+    let rig = Rig::with(ModelConfig::with_smmu(ModelSmmuConfig { asid16: false, ..ModelSmmuConfig::default() }));
+    let (device, others) = (device(&rig), DeviceConfig::stream(OTHER).pasid_bits(8));
+    let others = rig.iommu.add_device(&rig.smmu, others).unwrap();
+    let (domain, own) = (rig.domain(Stage::S1), rig.domain(Stage::S1));
+    device.attach(&own).unwrap();
+    let page = rig.page();
+    domain.map(Iova(0x1000), page.addr(), PAGE, RW).unwrap();
+    let hw = rig.device(SID).with_ssid(70);
+    assert!(hw.write_u64(Iova(0x1000), 1).is_err(), "and now the SMMU has cached why");
+    let geometry = Geometry::default();
+    let all: Vec<_> = (1..255)
+        .map(|pasid| {
+            let sva = rig.iommu.sva_domain(SvaTable { root: page.addr(), geometry, mair: MAIR }).unwrap();
+            others.attach_pasid(pasid, &sva).unwrap();
+            sva
+        })
+        .collect();
+    assert!(matches!(device.attach_pasid(70, &domain), Err(AttachError::NoTag { .. })));
+    others.detach_pasid(1).unwrap();
+    device.attach_pasid(70, &domain).unwrap();
+    hw.write_u64(Iova(0x1000), 1).unwrap();
+    drop((others, all));
     rig.model.report().assert_clean();
 }

@@ -89,7 +89,7 @@ impl<P: Platform> DeviceInner<P> {
         if let Owner::Sva(sva) = &owner {
             sva.users.lock().try_reserve(1).map_err(|_| AttachError::NoMemory)?;
         }
-        let leaf_added = state.cds.as_mut().and_then(|cds| cds.reserve(pasid)).ok_or(AttachError::NoMemory)?;
+        state.cds.as_mut().and_then(|cds| cds.reserve(pasid)).ok_or(AttachError::NoMemory)?;
 
         let was_on = self_.ats_on.load(Ordering::Relaxed);
         let ats = self_.wants_ats(&state.rid, true) && (was_on || self_.turn_ats_on());
@@ -110,7 +110,8 @@ impl<P: Platform> DeviceInner<P> {
         }
 
         let cd = stage1_cd(&shape, root, mair, tag).encode();
-        let written = self_.write_cd(state, pasid, cd, !leaf_added).and_then(|()| match state.rid {
+        // The level 1 descriptor too: it may be newer than what the SMMU knows, from this call or from one that failed later than it was written.
+        let written = self_.write_cd(state, pasid, cd, false).and_then(|()| match state.rid {
             // The STE pointed to no CDs so far, or did not allow ATS.
             Rid::Identity | Rid::Blocked => self_.write_rid(state, &state.rid, 0, ats, true),
             Rid::Paging(_) | Rid::Nested(_) => Ok(()),

@@ -99,7 +99,7 @@ impl<P: Platform> DeviceInner<P> {
         result
     }
 
-    /// Brings the CD of `ssid` to `cd`. `leaf` is false where the level 1 descriptor above it is new.
+    /// Brings the CD of `ssid` to `cd`. `leaf` is false where the SMMU may not know the level 1 descriptor above it.
     pub(super) fn write_cd(&self, state: &State<P>, ssid: u32, cd: RawCd, leaf: bool) -> Result<(), QueueError> {
         let Some(words) = state.cds.as_ref().and_then(|cds| cds.cd(ssid)) else { return Ok(()) };
         let sync = || self.smmu.run(self.sids.iter().map(|&sid| Command::CfgiCd { sid, ssid, leaf }));

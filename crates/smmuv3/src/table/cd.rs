@@ -52,18 +52,17 @@ impl<P: Platform> CdTable<P> {
 
     /// Sees to it that there is a CD for `ssid`, invalid for now. `None`: no memory, or no such SubstreamID.
     ///
-    /// Returns whether a leaf was added: then the SMMU may have cached its absence, and the first-level descriptor must be invalidated
-    /// (`CFGI_CD` with Leaf = 0).
-    pub(crate) fn reserve(&mut self, ssid: u32) -> Option<bool> {
+    /// The SMMU may have cached the absence of its leaf: the first `CFGI_CD` for it has Leaf = 0.
+    pub(crate) fn reserve(&mut self, ssid: u32) -> Option<()> {
         if u64::from(ssid) >> self.bits != 0 {
             return None;
         }
-        let Levels::Two { l1, leaves } = &mut self.levels else { return Some(false) };
+        let Levels::Two { l1, leaves } = &mut self.levels else { return Some(()) };
         let index = ssid as usize >> LEAF_LOG2;
         let slot = leaves.get_mut(index)?;
         let word = l1.words().get(index)?;
         if slot.is_some() {
-            return Some(false);
+            return Some(());
         }
         let leaf = DmaBox::new(&self.platform, LEAF_SIZE, LEAF_SIZE)?;
         let desc = L1Cd::pointing_to(leaf.addr());
@@ -71,7 +70,7 @@ impl<P: Platform> CdTable<P> {
         self.platform.write_barrier();
         word.store(desc.raw_value(), Relaxed);
         *slot = Some(leaf);
-        Some(true)
+        Some(())
     }
 
     /// The eight words of the CD of `ssid`; `None` where none was reserved.

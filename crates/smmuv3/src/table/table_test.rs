@@ -42,7 +42,7 @@ fn a_level_1_cd_table_pointer_is_visible_only_after_its_cds_are_invalid() {
     let platform = TestPlatform::new(64);
     let mut table = CdTable::new(&platform, &features(16, true), 10).unwrap();
     platform.record_epochs();
-    assert_eq!(table.reserve(0x45), Some(true));
+    table.reserve(0x45).unwrap();
     let (l1, format, bits) = table.pointer();
     assert_eq!((format, bits), (CdFormat::TwoLevel4K, 10));
     let target = L1Cd::new_with_raw_value(platform.read(l1.0 + 8)).target().unwrap();
