@@ -64,7 +64,7 @@ impl World {
             Op::Dma { device, accesses } => {
                 for _ in 0..accesses {
                     let target = Target { device, context: rng.below(CONTEXTS) };
-                    let iova = rng.pick(&self.bus.iovas);
+                    let iova = self.bus.some_iova(rng);
                     // Whether it is mapped is for the oracle to say.
                     let _ = self.bus.access(rng, target, iova);
                 }
@@ -243,6 +243,7 @@ impl World {
         let mut atcs = 0;
         named.domain.owed(|owed| atcs += u64::from(owed.key.kind() == Kind::Ats));
         let focus = Focus { targets: self.attached_to(named.id), iovas: iovas.to_vec() };
+        iovas.first().into_iter().chain(iovas.last()).for_each(|&iova| self.bus.unmapping(iova));
         let start = Instant::now();
         let result = context::focused(focus, || named.domain.unmap(iova, len));
         let time = start.elapsed();

@@ -57,3 +57,38 @@ impl History {
         Ok(text)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storm::round::{Kind, random_steps};
+
+    #[test]
+    fn a_history_comes_back_from_its_file_as_it_was_and_only_if_its_machine_can_run_it() {
+        let machine = Machine {
+            seed: u64::MAX,
+            ram_mib: 12,
+            smmus: 2,
+            devices: 5,
+            domains: 4,
+            guests: 2,
+            laziness: vec!["late_acks".to_owned()],
+            sabotage: None,
+        };
+        let failure = Failure { kind: Kind::StaleDma, what: "two\nlines".to_owned() };
+        let mut history = History { steps: random_steps(&machine), machine, failure };
+        assert!(history.steps.iter().all(|step| step.op.fits(&history.machine)));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("history.json");
+        history.write(&file).unwrap();
+        assert_eq!(History::read(&file).as_ref(), Ok(&history));
+        assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), history.steps.len() + 6);
+        history.machine.devices = 1;
+        history.machine.domains = 1;
+        history.write(&file).unwrap();
+        assert!(History::read(&file).unwrap_err().contains("does not have what step"));
+        history.machine.smmus = 17;
+        history.write(&file).unwrap();
+        assert!(History::read(&file).unwrap_err().contains("smmus = 17, expected 1 to 16"));
+    }
+}

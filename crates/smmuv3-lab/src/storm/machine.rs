@@ -93,6 +93,11 @@ impl Machine {
         }
     }
 
+    /// The domain that most happens to.
+    pub(super) fn favourite(&self) -> usize {
+        derive(self.seed, 6000) as usize % self.domains
+    }
+
     fn rng(&self, smmu: usize) -> Rng {
         Rng::new(derive(self.seed, smmu as u64))
     }
@@ -119,8 +124,10 @@ impl Machine {
     }
 }
 
+type Switch = fn(&mut Laziness);
+
 /// Everything that an SMMU of the model can be lazy in.
-const LAZY: [(&str, fn(&mut Laziness)); 4] = [
+const LAZY: [(&str, Switch); 4] = [
     ("junk_at_reset", |laziness| laziness.junk_at_reset = true),
     ("late_acks", |laziness| laziness.ack_polls = 3),
     ("early_invalidations", |laziness| laziness.early_invalidations = true),

@@ -159,41 +159,45 @@ impl Storm {
         let bar = progress(self.seconds);
         let mut shift_end = start;
         let mut parallel_is_next = false;
-        let mut failure = None;
-        while Instant::now() < end && failure.is_none() {
+        let mut failed = None;
+        while Instant::now() < end && failed.is_none() {
             let look = |totals: &Totals| {
                 bar.set_position(start.elapsed().as_secs().min(self.seconds));
-                bar.set_message(format!(
-                    "{} rounds, {} DMA checked",
-                    totals.replayable_rounds + totals.parallel_rounds,
-                    totals.report.dma_checked
-                ));
+                let rounds = totals.replayable_rounds + totals.parallel_rounds;
+                bar.set_message(format!("{rounds} rounds, {} DMA checked", totals.report.dma_checked));
             };
-            if parallel_is_next {
+            let (machine, outcome) = if parallel_is_next {
                 let machine = Machine { seed: derive(self.seed, !totals.parallel_rounds), ..asked.clone() };
                 let time = SHIFT.min(end.saturating_duration_since(Instant::now()));
                 let outcome = round::parallel(&machine, self.threads, time, || look(&totals))?;
                 totals.parallel_rounds += 1;
-                totals.add(&outcome.tally, &outcome.seen);
-                failure = outcome.failure.clone().map(|found| self.parallel_failure(&machine, found, outcome, &bar));
-                (parallel_is_next, shift_end) = (false, Instant::now() + SHIFT);
+                shift_end = Instant::now() + SHIFT;
+                (machine, outcome)
             } else {
                 let machine = small(&asked, derive(self.seed, totals.replayable_rounds));
                 let outcome = round::replay(&machine, &round::random_steps(&machine))?;
                 totals.replayable_rounds += 1;
-                totals.add(&outcome.tally, &outcome.seen);
-                look(&totals);
-                failure = outcome.failure.clone().map(|found| self.replayable_failure(&machine, found, outcome, &bar));
-                parallel_is_next = self.threads > 1 && Instant::now() >= shift_end;
+                (machine, outcome)
+            };
+            totals.add(&outcome.tally, &outcome.seen);
+            look(&totals);
+            if let Some(failure) = outcome.failure {
+                failed = Some((parallel_is_next, machine, Failing { failure, steps: outcome.steps }));
             }
+            parallel_is_next = self.threads > 1 && !parallel_is_next && Instant::now() >= shift_end;
         }
+        let time = start.elapsed();
+        let failure = failed.map(|(parallel, machine, failing)| match parallel {
+            true => self.parallel_failure(&machine, failing, &bar),
+            false => self.replayable_failure(&machine, failing, &bar),
+        });
         bar.finish_and_clear();
         if let Some(failure) = &failure {
             totals.report.surprises.push(failure.clone());
         } else if totals.report.dma_checked == 0 || totals.report.faults_expected == 0 {
             totals.report.surprises.push("the storm checked nothing".to_owned());
         }
-        let more = self.more(asked.domains, self.threads, start.elapsed(), asked.laziness);
+        let more = self.more(asked.domains, self.threads, time, asked.laziness);
         Ok((totals, more, failure))
     }
 
@@ -237,19 +241,18 @@ impl Storm {
     }
 
     /// A replayable round failed: a short history of it goes into a file. Returns one line.
-    fn replayable_failure(&self, machine: &Machine, failure: Failure, outcome: Outcome, bar: &ProgressBar) -> String {
-        let known = outcome.steps.len();
-        bar.set_message(format!("{known} steps fail; making them fewer"));
-        let failing = Failing { failure, steps: outcome.steps };
+    fn replayable_failure(&self, machine: &Machine, failing: Failing, bar: &ProgressBar) -> String {
+        let known = failing.steps.len();
         let look = |steps| bar.set_message(format!("{steps} of {known} steps still fail"));
-        let short = shrink(machine, failing, Instant::now() + SHRINKING, look);
+        look(known);
+        let Failing { failure, steps } = shrink(machine, failing, Instant::now() + SHRINKING, look);
         bar.suspend(|| {
-            println!("{} of {known} steps make it fail:", short.steps.len());
-            print_steps(&short.steps);
-            println!("{}", short.failure.what);
+            println!("{} of {known} steps make it fail:", steps.len());
+            print_steps(&steps);
+            println!("{}", failure.what);
         });
-        let line = one_line(&short.failure);
-        let history = History { machine: machine.clone(), failure: short.failure, steps: short.steps };
+        let line = one_line(&failure);
+        let history = History { machine: machine.clone(), failure, steps };
         match history.write(&self.history) {
             Ok(()) => format!("{line}; run it again with: storm --replay {}", self.history.display()),
             Err(error) => format!("{line}; {error}"),
@@ -257,23 +260,26 @@ impl Storm {
     }
 
     /// A parallel round failed: looks for a history that fails, too. Returns one line.
-    fn parallel_failure(&self, machine: &Machine, failure: Failure, outcome: Outcome, bar: &ProgressBar) -> String {
+    fn parallel_failure(&self, machine: &Machine, failing: Failing, bar: &ProgressBar) -> String {
+        let Failing { failure, steps } = failing;
         bar.suspend(|| println!("A parallel round (seed {:#x}) failed:\n{}", machine.seed, failure.what));
+        // Building it takes less time with less memory.
+        let machine = Machine { ram_mib: SMALL_MIB.max(2 * machine.domains), ..machine.clone() };
         let end = Instant::now() + REPRODUCING;
         let mut tries = 0;
         while Instant::now() < end {
             bar.set_message(format!("looking for a history that fails again: try {tries}"));
-            let steps = interleaved(&outcome.steps, derive(machine.seed, tries));
+            let steps = interleaved(&steps, derive(machine.seed, tries));
             tries += 1;
-            let Ok(again) = round::replay(machine, &steps) else { break };
-            if let Some(found) = again.failure.clone().filter(|found| found.kind == failure.kind) {
-                bar.suspend(|| println!("Its last steps fail in turns, too (try {tries})."));
-                return self.replayable_failure(machine, found, again, bar);
+            let Ok(Outcome { failure: again, steps, .. }) = round::replay(&machine, &steps) else { break };
+            if let Some(again) = again.filter(|again| again.kind == failure.kind) {
+                bar.suspend(|| println!("Its last steps fail with threads that take turns, too (try {tries})."));
+                return self.replayable_failure(&machine, Failing { failure: again, steps }, bar);
             }
         }
+        let line = one_line(&failure);
         format!(
-            "{} (in a parallel round; {tries} replayable rounds with its last steps did not fail)",
-            one_line(&failure)
+            "{line} (in a parallel round; with threads that take turns, {tries} tries of its last steps did not fail)"
         )
     }
 }

@@ -133,7 +133,8 @@ impl Step {
 
 impl Op {
     fn random(rng: &mut Rng, machine: &Machine) -> Op {
-        let domain = rng.below(machine.domains);
+        // Half of the operations are about one domain, so that they meet.
+        let domain = if rng.one_in(2) { machine.favourite() } else { rng.below(machine.domains) };
         let device = rng.below(machine.devices);
         let region = rng.below(REGIONS);
         let pasid = 1 + rng.below(PASIDS);

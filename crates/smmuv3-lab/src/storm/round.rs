@@ -59,8 +59,10 @@ pub(super) struct Outcome {
     pub failure: Option<Failure>,
     pub tally: Tally,
     pub seen: smmuv3_model::Report,
-    /// The steps that were begun, in this order. Of a parallel round the last of each thread.
+    /// The steps that were begun. Of a parallel round the last of each thread.
     pub steps: Vec<Step>,
+    /// The same in the order in which they began, where that is known.
+    pub in_order: Vec<Step>,
 }
 
 /// A stable name for threads whose panics are the round's to tell.
@@ -149,8 +151,12 @@ pub(super) fn replay(machine: &Machine, steps: &[Step]) -> Result<Outcome, Strin
             failure = failure.take().or(panic);
         }
     });
-    let steps = turns.order().into_iter().map(|step| steps[step].clone()).collect();
-    Ok(finish(world, failure, steps))
+    let mut order = turns.order();
+    let of = |order: &[usize]| order.iter().map(|&step| steps[step].clone()).collect();
+    let in_order = of(&order);
+    order.sort_unstable();
+    let begun = of(&order);
+    Ok(Outcome { in_order, ..finish(world, failure, begun) })
 }
 
 /// Gives the turn to others when the thread ends, however it does.
@@ -190,17 +196,17 @@ fn finish(world: World, failure: Option<Failure>, steps: Vec<Step>) -> Outcome {
         let tally = std::mem::take(&mut world.tally);
         // Broken machines may fall apart.
         let _ = caught(|| drop(world));
-        return Outcome { failure: Some(failure), tally, seen, steps };
+        return Outcome { failure: Some(failure), tally, seen, steps, in_order: Vec::new() };
     }
     match caught(|| world.close()) {
-        Err(failure) => Outcome { failure: Some(failure), tally: Tally::default(), seen, steps },
+        Err(failure) => Outcome { failure: Some(failure), tally: Tally::default(), seen, steps, in_order: Vec::new() },
         Ok((tally, seen, left)) => {
             let failure = judge(&seen, &tally);
             let failure = failure.map(|failure| match failure.kind {
                 Kind::Surprise if left => Failure { kind: Kind::Leak, ..failure },
                 _ => failure,
             });
-            Outcome { failure, tally, seen, steps }
+            Outcome { failure, tally, seen, steps, in_order: Vec::new() }
         }
     }
 }
@@ -282,4 +288,40 @@ fn storm(world: &World, stop: &AtomicBool, me: usize) -> VecDeque<Step> {
         kept.push_back(step);
     }
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storm::machine::lazy_names;
+
+    /// What was counted: whatever is not the same again would show in one of these.
+    fn counts(outcome: &Outcome) -> String {
+        let Outcome { tally, seen, .. } = outcome;
+        let mut seen = seen.clone();
+        seen.smmus.clear();
+        format!("{seen:?} {:?} {:?} {:?}", tally.expected, tally.unmaps, outcome.failure)
+    }
+
+    #[test]
+    fn threads_that_take_turns_do_the_same_again() {
+        for seed in 0..4 {
+            let machine = Machine {
+                seed,
+                ram_mib: 12,
+                smmus: 2,
+                devices: 6,
+                domains: 4,
+                guests: 2,
+                laziness: lazy_names("all").unwrap(),
+                sabotage: None,
+            };
+            let steps = random_steps(&machine);
+            let runs = [0; 2].map(|_| replay(&machine, &steps).unwrap());
+            assert_eq!(runs[0].failure, None);
+            assert!(runs[0].in_order == runs[1].in_order, "they took turns in another order");
+            assert_eq!(counts(&runs[0]), counts(&runs[1]));
+            assert!(runs[0].seen.dma_checked > 0 && runs[0].tally.expected.load(Relaxed) > 0);
+        }
+    }
 }

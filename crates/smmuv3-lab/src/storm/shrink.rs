@@ -15,12 +15,15 @@ pub(super) struct Failing {
 
 /// Shortens a history until `end`. `look` is called with its length after each try.
 pub(super) fn shrink(machine: &Machine, failing: Failing, end: Instant, mut look: impl FnMut(usize)) -> Failing {
-    let mut shrinking = Shrinking { machine, best: failing, end };
+    let mut shrinking = Shrinking { machine, best: failing, in_order: Vec::new(), end };
     loop {
         let before = shrinking.best.steps.clone();
         shrinking.leave_out(&mut look);
         shrinking.make_simpler(&mut look);
         if shrinking.best.steps == before || Instant::now() >= end {
+            // Easier to read.
+            let in_order = std::mem::take(&mut shrinking.in_order);
+            shrinking.fails(&in_order);
             return shrinking.best;
         }
     }
@@ -29,6 +32,8 @@ pub(super) fn shrink(machine: &Machine, failing: Failing, end: Instant, mut look
 struct Shrinking<'a> {
     machine: &'a Machine,
     best: Failing,
+    /// The best steps in the order in which they began.
+    in_order: Vec<Step>,
     end: Instant,
 }
 
@@ -42,8 +47,9 @@ impl Shrinking<'_> {
         let Some(failure) = outcome.failure.filter(|failure| failure.kind == self.best.failure.kind) else {
             return false;
         };
-        // What was not begun is not needed, and the order in which they began is easier to read.
+        // What was not begun is not needed.
         self.best = Failing { failure, steps: outcome.steps };
+        self.in_order = outcome.in_order;
         true
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::rng::Rng;
+use super::rng::derive;
 
 /// How far the clock goes on when it is looked at. A driver that waits for something that does not come gives up in good time.
 const NS_PER_LOOK: u64 = 1_000_000;
@@ -79,14 +79,12 @@ impl Turns {
         }
     }
 
-    /// Lets some other thread run, if there is one, until it is the turn of `me` again.
-    pub(super) fn yield_to_any(&self, me: usize, rng: &mut Rng) {
+    /// Lets another thread run, if there is one, until it is the turn of `me` again. Which one follows from `key`, and changes as little as
+    /// possible where there are fewer.
+    pub(super) fn yield_to_any(&self, me: usize, key: u64) {
         let state = self.lock();
         let others = state.alive.iter().enumerate().filter(|(thread, alive)| **alive && *thread != me);
-        let count = others.clone().count();
-        if count > 0
-            && let Some((to, _)) = others.clone().nth(rng.below(count))
-        {
+        if let Some((to, _)) = others.max_by_key(|(thread, _)| derive(key, *thread as u64)) {
             self.pass(state, me, to);
         }
     }

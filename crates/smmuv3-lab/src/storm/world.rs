@@ -69,7 +69,7 @@ impl World {
         }
         let mut world = World {
             machine: machine.clone(),
-            bus: Arc::new(Bus { devices: Vec::new(), iovas: iovas() }),
+            bus: Arc::new(Bus::new(Vec::new(), iovas())),
             tally: Tally::default(),
             smmus,
             seats: Vec::new(),
@@ -140,7 +140,7 @@ impl World {
             devices.push(pasids.iter().map(with).collect());
             self.seats.push(Seat::new(smmu, config, pasids, device));
         }
-        self.bus = Arc::new(Bus { devices, iovas: iovas() });
+        self.bus = Arc::new(Bus::new(devices, iovas()));
         Ok(())
     }
 
