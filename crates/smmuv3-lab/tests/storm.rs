@@ -38,13 +38,15 @@ fn a_storm_finds_nothing_where_nothing_is_wrong_and_reports() {
 
 #[test]
 fn what_an_smmu_forgets_is_found_made_short_and_found_again() {
-    for (sabotage, kind) in [("IgnoreTlbiByAddress", "stale_dma"), ("IgnoreAtcInv", "stale_dma")] {
+    // What is left in a cache may lead to a page that is free, or that is another's.
+    let kinds = ["stale_dma".into(), "reached".into()];
+    for sabotage in ["IgnoreTlbiByAddress", "IgnoreAtcInv"] {
         let folder = tempfile::tempdir().unwrap();
         let output = storm(&["--seconds", "60", "--sabotage", sabotage], folder.path());
         assert_eq!(output.status.code(), Some(1), "{sabotage}: {output:?}");
         let path = folder.path().join("storm-history.json");
         let mut history = json(&path);
-        assert_eq!(history["failure"]["kind"], kind, "{sabotage}");
+        assert!(kinds.contains(&history["failure"]["kind"]), "{sabotage}: {history}");
         let steps = history["steps"].as_array().unwrap().len();
         assert!((1..=6).contains(&steps), "{sabotage}: {steps} steps are many: {history}");
 

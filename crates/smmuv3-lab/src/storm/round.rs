@@ -35,6 +35,8 @@ pub(super) enum Kind {
     StaleDma,
     /// An SMMU read a table or a structure in a page that was free.
     StaleWalk,
+    /// A device reached what is another's, or what was taken from it and is in use elsewhere.
+    Reached,
     /// The model saw what no correct driver does.
     Violation,
     /// A panic, or an operation that does not end.
@@ -110,8 +112,7 @@ fn judge(seen: &smmuv3_model::Report, tally: &Tally) -> Option<Failure> {
     if seen.violation_count > 0 {
         return of(Kind::Violation, seen.violations.first().cloned());
     }
-    let surprise = lock(&tally.surprises).first().cloned()?;
-    of(Kind::Surprise, Some(surprise))
+    lock(&tally.failures).first().cloned()
 }
 
 /// The history of a round whose threads take turns.
@@ -200,14 +201,7 @@ fn finish(world: World, failure: Option<Failure>, steps: Vec<Step>) -> Outcome {
     }
     match caught(|| world.close()) {
         Err(failure) => Outcome { failure: Some(failure), tally: Tally::default(), seen, steps, in_order: Vec::new() },
-        Ok((tally, seen, left)) => {
-            let failure = judge(&seen, &tally);
-            let failure = failure.map(|failure| match failure.kind {
-                Kind::Surprise if left => Failure { kind: Kind::Leak, ..failure },
-                _ => failure,
-            });
-            Outcome { failure, tally, seen, steps, in_order: Vec::new() }
-        }
+        Ok((tally, seen)) => Outcome { failure: judge(&seen, &tally), tally, seen, steps, in_order: Vec::new() },
     }
 }
 

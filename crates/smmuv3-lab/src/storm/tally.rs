@@ -9,10 +9,11 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::lock;
+use super::round::{Failure, Kind};
 use crate::report::{Latency, Report};
 
-/// Surprises of a round that are kept.
-const MAX_SURPRISES: usize = 16;
+/// Failures of a round that are kept.
+const MAX_FAILURES: usize = 16;
 
 /// Counts of a round, for all its threads.
 #[derive(Default)]
@@ -25,16 +26,21 @@ pub(super) struct Tally {
     /// Accesses to what was just unmapped, by devices that were attached before, meanwhile and after.
     pub expected: AtomicU64,
     pub refused: AtomicU64,
-    pub surprises: Mutex<Vec<String>>,
+    /// What was seen to be wrong, beside what the model saw.
+    pub failures: Mutex<Vec<Failure>>,
     /// How long each unmap took, where that means something.
     pub unmap_times: Mutex<Vec<Duration>>,
 }
 
 impl Tally {
     pub(super) fn surprise(&self, what: String) {
-        let mut surprises = lock(&self.surprises);
-        if surprises.len() < MAX_SURPRISES {
-            surprises.push(what);
+        self.failed(Kind::Surprise, what);
+    }
+
+    pub(super) fn failed(&self, kind: Kind, what: String) {
+        let mut failures = lock(&self.failures);
+        if failures.len() < MAX_FAILURES {
+            failures.push(Failure { kind, what });
         }
     }
 }

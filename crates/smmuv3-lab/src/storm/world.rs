@@ -1,7 +1,7 @@
 //! The machine of a round, set up, and taken down again with a look at what is left.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 use smmuv3::arch::{MAIR, Stage};
@@ -15,6 +15,7 @@ use super::guest::Guest;
 use super::host::{Host, Registers};
 use super::machine::{Machine, sabotage};
 use super::rng::Rng;
+use super::round::Kind;
 use super::tally::Tally;
 
 const FIRST_SID: u32 = 0x100;
@@ -39,7 +40,6 @@ pub(super) struct World {
     ballast: Vec<Ballast>,
     table: DataPages,
     next_id: AtomicU64,
-    left_over: AtomicUsize,
 }
 
 /// Keeps most tags of an SMMU busy.
@@ -81,7 +81,6 @@ impl World {
             table: model.alloc_data(1).ok_or("no memory")?,
             model,
             next_id: AtomicU64::new(1),
-            left_over: AtomicUsize::new(0),
         };
         world.add_ballast()?;
         for domain in 0..machine.domains {
@@ -227,12 +226,11 @@ impl World {
     // --- the end ---
 
     fn left(&self, what: String) {
-        self.left_over.fetch_add(1, Relaxed);
-        self.tally.surprise(format!("left over: {what}"));
+        self.tally.failed(Kind::Leak, what);
     }
 
-    /// Takes everything down. Returns what was counted, what the model saw, and whether something was left.
-    pub(super) fn close(mut self) -> (Tally, smmuv3_model::Report, bool) {
+    /// Takes everything down. Returns what was counted and what the model saw.
+    pub(super) fn close(mut self) -> (Tally, smmuv3_model::Report) {
         let mut rng = Rng::new(self.machine.seed);
         // Guests first or devices first.
         let guests = std::mem::take(&mut self.guests);
@@ -254,17 +252,15 @@ impl World {
         all.for_each(|pages| self.model.free_data(pages));
         self.all_are_refused(&mut rng);
         self.check_tags();
-        let World { model, tally, smmus, iommu, table, left_over, .. } = self;
+        let World { model, tally, smmus, iommu, table, .. } = self;
         drop((smmus, iommu));
         model.free_data(table);
-        let mut left = left_over.into_inner() > 0;
         for (what, pages) in [("the driver", model.driver_pages()), ("data", model.data_pages())] {
             if pages > 0 {
-                left = true;
-                tally.surprise(format!("left over: {pages} pages of {what}"));
+                tally.failed(Kind::Leak, format!("{pages} pages of {what} are never freed"));
             }
         }
-        (tally, model.report(), left)
+        (tally, model.report())
     }
 
     /// No device is there for the driver any more: nothing reaches anything.
@@ -275,7 +271,9 @@ impl World {
                 self.tally.expected.fetch_add(1, Relaxed);
                 match self.bus.access(rng, Target { device, context }, iova) {
                     Err(_) => drop(self.tally.refused.fetch_add(1, Relaxed)),
-                    Ok(()) => self.tally.surprise(format!("device {device} reaches {iova} although it is gone")),
+                    Ok(()) => {
+                        self.tally.failed(Kind::Reached, format!("device {device} reaches {iova} although it is gone"))
+                    }
                 }
             }
         }
