@@ -10,6 +10,7 @@ mod qemu;
 mod report;
 mod scenario;
 mod session;
+mod storm;
 mod tap;
 
 use std::error::Error;
@@ -33,6 +34,8 @@ struct Cli {
 enum Command {
     /// Runs a scenario. Without a file the quick start: two devices, two domains, DMA both ways, unmap, the DMA that now faults, detach.
     Run(Run),
+    /// Storms over the model: random operations and DMA from a seed, for a time (docs/storm.md).
+    Storm(storm::Storm),
 }
 
 #[derive(Args)]
@@ -73,7 +76,16 @@ fn main() -> ExitCode {
             return cannot(error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: "));
         }
     };
-    let Command::Run(run) = cli.command.unwrap_or(Command::Run(Run::default()));
+    let run = match cli.command.unwrap_or(Command::Run(Run::default())) {
+        Command::Run(run) => run,
+        Command::Storm(storm) => {
+            return match storm::run(&storm) {
+                Ok(storm::Ended::Well) => ExitCode::SUCCESS,
+                Ok(storm::Ended::Wrong(why)) => wrong(why),
+                Err(why) => cannot(why),
+            };
+        }
+    };
     // The file first: a run whose report can't be kept is not worth making.
     let json = match run.json.as_ref().map(|path| File::create(path).map_err(|error| (path, error))) {
         None => None,

@@ -101,6 +101,11 @@ impl TestPlatform {
         self.0.pages.lock().unwrap().iter().filter(|taken| **taken).count()
     }
 
+    /// Handles of this platform.
+    pub(crate) fn handles(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// The word at a device address, as the SMMU reads it.
     pub(crate) fn read(&self, addr: u64) -> u64 {
         self.0.words[((addr - BASE) / 8) as usize].load(Ordering::Acquire)

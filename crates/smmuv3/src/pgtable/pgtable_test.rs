@@ -231,6 +231,12 @@ fn a_table_is_taken_out_when_an_unmap_covers_it_and_not_before() {
     assert!((0..512).all(|index| matches!(platform.read(dead + 8 * index), word if word & 1 == 0 && word != 0)));
     table.free(whole.tables);
     assert_eq!(platform.live_pages(), before + 1);
+    drop(table);
+    assert_eq!(
+        (platform.live_pages(), platform.handles()),
+        (0, 1),
+        "nothing of it is left, no handle of the platform either"
+    );
 }
 
 /// Many threads map and unmap disjoint pages of the same tables; some take whole tables out. Column by column: a mapper that

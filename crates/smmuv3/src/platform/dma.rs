@@ -41,9 +41,9 @@ impl<P: Platform> DmaBox<P> {
 
     /// Gives up ownership: the memory stays allocated until `dma_free` with the size and alignment it was made with.
     pub(crate) fn into_raw(self) -> PhysAddr {
-        let addr = self.addr;
-        core::mem::forget(self);
-        addr
+        // Not forgotten: with it would go a handle of the platform, which then never ends.
+        self.keep_forever();
+        self.addr
     }
 
     /// Sees to it that the memory is never given back: an SMMU may still reach it.
