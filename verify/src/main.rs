@@ -115,6 +115,7 @@ fn loom(root: &Path) -> Result<Vec<Row>, String> {
             Some(Row::new("loom", name, "ok", result.trim(), said.unwrap_or_default()))
         })
         .collect();
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
     if rows.is_empty() || (run.verdict != Verdict::Passed && rows.iter().all(Row::as_expected)) {
         eprintln!("{}", run.output);
         rows.push(Row::new("loom", "all models", "ok", &run.verdict.to_string(), ""));

@@ -1,11 +1,12 @@
 //! The table at the end.
 
 use comfy_table::Table;
+use comfy_table::presets::UTF8_BORDERS_ONLY;
 
 /// One line: what was expected and what was seen.
 pub struct Row {
     kind: String,
-    name: String,
+    pub name: String,
     expected: String,
     seen: String,
     remark: String,
@@ -26,7 +27,7 @@ impl Row {
 pub fn print(rows: &[Row]) -> bool {
     let table = |rows: &mut dyn Iterator<Item = &Row>| {
         let mut table = Table::new();
-        table.set_header(["", "", "expected", "seen", ""]);
+        table.load_style(UTF8_BORDERS_ONLY).set_header(["", "", "expected", "seen", ""]);
         for row in rows {
             table.add_row([&row.kind, &row.name, &row.expected, &row.seen, &row.remark]);
         }
