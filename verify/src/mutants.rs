@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde::Deserialize;
 
 use crate::check::{Check, Verdict};
-use crate::copy::Copy;
+use crate::copy::{Copy, Edit};
 use crate::table::Row;
 
 const FILE: &str = "verify/mutants.toml";
@@ -35,15 +35,6 @@ struct Mutant {
     survives: Option<String>,
     #[serde(default)]
     not_caught_by: Vec<Check>,
-}
-
-/// A change of a source file, in which `find` stands once.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Edit {
-    file: String,
-    find: String,
-    replace: String,
 }
 
 impl Mutants {
@@ -79,12 +70,7 @@ impl Mutants {
                     }
                 }
                 let start = Instant::now();
-                let _changed: Vec<_> = mutant
-                    .edits
-                    .iter()
-                    .map(|edit| copy.change(&edit.file, &edit.find, &edit.replace))
-                    .collect::<Result<_, _>>()
-                    .map_err(|error| format!("{}: {error}", mutant.name))?;
+                let _changed = copy.change(&mutant.edits).map_err(|error| format!("{}: {error}", mutant.name))?;
                 let run = check.run(&copy.path, root)?;
                 if run.verdict == Verdict::DoesNotBuild {
                     eprintln!("{}:\n{}", mutant.name, run.output);

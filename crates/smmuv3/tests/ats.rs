@@ -164,6 +164,28 @@ fn what_an_atc_remembers_from_before_ats_was_turned_off_is_gone_when_it_is_on_ag
 }
 
 #[test]
+fn what_an_earlier_driver_left_in_an_atc_is_gone_before_the_device_may_use_it() {
+    let rig = Rig::new();
+    let (device, domain) = (add_ats(&rig, SID), rig.domain(Stage::S1));
+    device.attach(&domain).unwrap();
+    let page = rig.page();
+    domain.map(IOVA, page.addr(), PAGE, RW).unwrap();
+    rig.device(SID).ats_write_u64(IOVA, 1).unwrap();
+    // Another kernel takes the machine over, without a word of the first; ATS is still on in the function.
+    std::mem::forget((device, domain));
+    rig.model.free_data(page);
+    let second = smmuv3::Iommu::new(rig.model.platform()).unwrap();
+    let smmu = second.add_smmu(rig.model.mmio(0), quick()).unwrap();
+    let device = second.add_device(&smmu, DeviceConfig::stream(SID).ats()).unwrap();
+    let domain = second.paging_domain(Stage::S1, Default::default()).unwrap();
+    device.attach(&domain).unwrap();
+    assert!(device.ats());
+    assert!(rig.device(SID).ats_write_u64(IOVA, 2).is_err());
+    // That translation went off under ATS was the first kernel's doing.
+    assert_eq!(rig.model.report().stale_dma, 0);
+}
+
+#[test]
 fn a_function_without_ats_and_an_smmu_without_it_are_served_without() {
     let rig = Rig::new();
     rig.model.set_ats(0, SID, AtsBehaviour { has_ats: false, ..AtsBehaviour::default() });
@@ -403,10 +425,11 @@ fn join_while_unmapping(pasid: Option<u32>) {
         }
         std::thread::sleep(std::time::Duration::from_millis(100));
         let early = model.take_commands(1);
-        assert!(!early.iter().any(|command| command.mnemonic().starts_with("CFGI")), "{early:?}");
+        // First let go of those who wait: a failure is to be told at once.
         model.set_dead(0, false);
         unmapper.join().unwrap();
         attacher.join().unwrap();
+        assert!(!early.iter().any(|command| command.mnemonic().starts_with("CFGI")), "{early:?}");
     });
     model.free_data(page);
     let hw = pasid.map_or(model.device(1, SID), |pasid| model.device(1, SID).with_ssid(pasid));

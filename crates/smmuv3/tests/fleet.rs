@@ -5,8 +5,10 @@ mod common;
 use common::*;
 use smmuv3::arch::{AddrSize, Stage};
 use smmuv3::platform::Iova;
-use smmuv3::{AttachError, DeviceConfig, Iommu, Kind, RemoveSmmuError, SmmuHandle, VSmmuError};
-use smmuv3_model::{DeviceThread, Model, ModelConfig, ModelPlatform, ModelSmmuConfig, Targets};
+use smmuv3::{AttachError, DeviceConfig, Iommu, Kind, RemoveSmmuError, SmmuHandle, UnmapError, VSmmuError};
+use smmuv3_model::{
+    AtsAnswers, AtsBehaviour, DeviceThread, Model, ModelConfig, ModelPlatform, ModelSmmuConfig, Targets,
+};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 struct Fleet {
@@ -115,6 +117,29 @@ fn a_dead_smmu_is_named_and_the_others_are_invalidated_all_the_same() {
     let reached: Vec<_> = (0..3).map(|n| fleet.model.device(n, SID).write_u64(Iova(0x1000), 2).is_ok()).collect();
     assert_eq!(reached, [false, true, false]);
     fleet.model.set_dead(1, false);
+}
+
+#[test]
+fn a_device_that_was_cut_off_hides_no_smmu_that_is_dead() {
+    for dead in [0, 1] {
+        let fleet = fleet(vec![ModelSmmuConfig::default(); 2]);
+        let domain = fleet.iommu.paging_domain(Stage::S1, Default::default()).unwrap();
+        let devices: Vec<_> = fleet
+            .smmus
+            .iter()
+            .map(|smmu| fleet.iommu.add_device(smmu, DeviceConfig::stream(SID).ats()).unwrap())
+            .collect();
+        devices.iter().for_each(|device| device.attach(&domain).unwrap());
+        let page = fleet.model.alloc_data(1).unwrap();
+        domain.map(Iova(0x1000), page.addr(), PAGE, RW).unwrap();
+        let silent = AtsBehaviour { answers: AtsAnswers::Never, timeouts: 1, ..Default::default() };
+        fleet.model.set_ats(1 - dead, SID, silent);
+        fleet.model.set_dead(dead, true);
+        let error = domain.unmap(Iova(0x1000), PAGE).unwrap_err();
+        let UnmapError::StillReachable { source, .. } = error else { panic!("{error}") };
+        assert_eq!((source.smmu, source.sid), (fleet.smmus[dead].id(), None));
+        fleet.model.set_dead(dead, false);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use common::*;
 use smmuv3::arch::regs::offset;
 use smmuv3::arch::{AddrSize, Command, Granule, Stage};
 use smmuv3::platform::{Iova, Mmio, PhysAddr};
-use smmuv3::{AddDeviceError, DeviceConfig, Geometry, Iommu, PagingDomain, UnmapError};
+use smmuv3::{AddDeviceError, DeviceConfig, Geometry, Iommu, Kind, PagingDomain, UnmapError};
 use smmuv3_model::{Model, ModelConfig, ModelSmmuConfig};
 use spy::*;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -102,6 +102,17 @@ fn all_streams_of_a_device_are_blocked_in_memory_when_detach_is_not_confirmed() 
     let _ = device.detach();
     let reached: Vec<u32> = (0x18..=0x1b).filter(|sid| rig.device(*sid).write_u64(Iova(0x1000), 1).is_ok()).collect();
     assert!(reached.is_empty(), "streams {reached:x?} were never blocked, and there is no way to do it");
+}
+
+#[test]
+fn a_device_whose_attach_was_not_confirmed_is_blocked_when_the_smmu_comes_back() {
+    let rig = Rig::new();
+    let (device, domain, page) = (rig.add(SID), rig.domain(Stage::S1), rig.page());
+    device.attach_identity().unwrap();
+    rig.model.set_dead(0, true);
+    device.attach(&domain).unwrap_err();
+    rig.model.set_dead(0, false);
+    assert!(rig.device(SID).write_u64(Iova(page.addr().0), 1).is_err(), "the device still bypasses the SMMU");
 }
 
 #[test]
@@ -264,6 +275,103 @@ fn at_every_doorbell_of_an_attach_the_domain_owes_already() {
         let seen = std::mem::take(&mut *seen.lock().unwrap());
         assert!(!seen.is_empty() && seen.iter().all(|users| *users == 1), "{seen:?}");
     }
+}
+
+/// A function whose ATS is off may never answer an ATC_INV; and a device whose STE the SMMU still uses fills its TLB and ATC.
+#[test]
+fn at_every_doorbell_of_a_detach_an_atc_that_is_owed_has_ats_on_and_the_domain_owes_until_the_ste_is_gone() {
+    const CFGI: [u64; 2] = [0x03, 0x05];
+    let model = Model::new(ModelConfig::default());
+    let iommu = interruptible(&model, Arc::default());
+    let watched: Arc<std::sync::Mutex<Option<PagingDomain<SpyPlatform>>>> = Arc::default();
+    let seen: Arc<std::sync::Mutex<Vec<(u64, u32, u32, bool)>>> = Arc::default();
+    let (look, note, ram) = (watched.clone(), seen.clone(), model.clone());
+    let on_write = move |offset: usize, value: u32| {
+        if offset == offset::CMDQ_PROD
+            && let Some(domain) = &*look.lock().unwrap()
+        {
+            let (mut tags, mut atcs) = (0, 0);
+            domain.owed(|owed| match owed.key.kind() {
+                Kind::Ats | Kind::AtsFull => atcs += owed.users,
+                _ => tags += owed.users,
+            });
+            note.lock().unwrap().push((last_opcode(&ram, value), tags, atcs, ram.ats_enabled(0, SID)));
+        }
+    };
+    let smmu = iommu.add_smmu(Spy::new(&model).on_write(on_write), quick()).unwrap();
+    let device = iommu.add_device(&smmu, DeviceConfig::stream(SID).ats()).unwrap();
+    for stage in [Stage::S1, Stage::S2] {
+        let domain = iommu.paging_domain(stage, Geometry::default()).unwrap();
+        device.attach(&domain).unwrap();
+        *watched.lock().unwrap() = Some(domain);
+        device.detach().unwrap();
+        *watched.lock().unwrap() = None;
+        let seen = std::mem::take(&mut *seen.lock().unwrap());
+        assert!(seen.iter().any(|(opcode, ..)| CFGI.contains(opcode)));
+        for (opcode, tags, atcs, ats) in seen {
+            assert!(ats || atcs == 0, "{stage}, opcode {opcode:#x}: an ATC is owed whose ATS is off");
+            assert!(!CFGI.contains(&opcode) || (tags, atcs) == (1, 1), "{stage}: forgotten before the STE is");
+        }
+    }
+    model.report().assert_clean();
+}
+
+/// unmapping thread                            attaching threads
+/// load the array: version 1
+/// stand still at the doorbell of SMMU 0       attach a device: version 2
+///                                             detach a device with ATS behind SMMU 1 from version 2
+/// send ATC_INV on SMMU 1                      turn ATS off: only now
+///
+/// A fence that is part of a version of the array would wait for the readers of version 2 alone.
+#[test]
+fn a_detach_waits_for_readers_of_every_version_of_the_array() {
+    let model = Model::new(ModelConfig { smmus: vec![Default::default(); 2], ..ModelConfig::default() });
+    let (at_bell, arrived) = mpsc::channel();
+    let (go, gone) = mpsc::channel::<()>();
+    let (stop, gone) = (Arc::new(AtomicBool::new(false)), std::sync::Mutex::new(gone));
+    let flag = stop.clone();
+    let on_write = move |offset: usize, _: u32| {
+        if offset == offset::CMDQ_PROD && flag.swap(false, Ordering::SeqCst) {
+            at_bell.send(()).unwrap();
+            let _ = gone.lock().unwrap().recv();
+        }
+    };
+    let iommu = interruptible(&model, Arc::default());
+    let first = iommu.add_smmu(Spy::of(&model, 0).on_write(on_write), quick()).unwrap();
+    let second = iommu.add_smmu(Spy::of(&model, 1), quick()).unwrap();
+    let domain = iommu.paging_domain(Stage::S1, Geometry::default()).unwrap();
+    let add = |smmu, config| iommu.add_device(smmu, config).unwrap();
+    let [slow, ats, joins] = [
+        add(&first, DeviceConfig::stream(SID)),
+        add(&second, DeviceConfig::stream(SID).ats()),
+        add(&second, DeviceConfig::stream(OTHER)),
+    ];
+    slow.attach(&domain).unwrap();
+    ats.attach(&domain).unwrap();
+    domain.map(Iova(0x1000), PhysAddr(0x8000_0000), PAGE, RW).unwrap();
+    stop.store(true, Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        let unmapper = scope.spawn(|| domain.unmap(Iova(0x1000), PAGE).unwrap());
+        arrived.recv().unwrap();
+        joins.attach(&domain).unwrap();
+        let detacher = scope.spawn(|| ats.detach().unwrap());
+        // It has come as far as it may: the array no longer lists the device.
+        let owed = || {
+            let mut atcs = 0;
+            domain.owed(|owed| atcs += u32::from(owed.key.kind() == Kind::Ats));
+            atcs
+        };
+        while owed() > 0 {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        go.send(()).unwrap();
+        unmapper.join().unwrap();
+        detacher.join().unwrap();
+    });
+    assert!(model.report().smmus[1].commands.contains_key("ATC_INV"));
+    assert_eq!(model.report().atc_to_disabled, 0);
+    model.report().assert_clean();
 }
 
 /// Barrier (A): the platform counts barriers between the moment the

@@ -6,7 +6,7 @@ use common::*;
 use smmuv3::arch::{AddrSize, Desc, Granule, MAIR, Prot, Shape, Stage};
 use smmuv3::platform::{Iova, PhysAddr};
 use smmuv3::{AttachError, DeviceConfig, Geometry, Kind, SvaDomain, SvaTable};
-use smmuv3_model::{DataPages, ModelConfig, ModelPlatform, ModelSmmuConfig};
+use smmuv3_model::{DataPages, ModelPlatform};
 
 type Device = smmuv3::Device<ModelPlatform>;
 

@@ -6,8 +6,9 @@ use loom::thread;
 
 use super::{LoomPlatform, Registers, Watched, explore};
 use crate::arch::Command;
+use crate::arch::regs::CmdqError;
 use crate::primitive::{Ordering, fence};
-use crate::queue::{CommandQueue, Submission, Ticket};
+use crate::queue::{CommandQueue, QueueError, Submission, Ticket};
 
 /// A queue, its registers, and what the commands are about.
 struct World {
@@ -40,8 +41,9 @@ impl World {
         numbers.iter().for_each(|&number| self.done[number].destroy());
     }
 
-    /// The SMMU: consumes what is announced until so many CMD_SYNCs were among it. Returns the numbers of the other commands.
-    fn consume(&self, mut syncs: u32) -> Vec<usize> {
+    /// The SMMU: consumes what is announced until so many CMD_SYNCs were among it, and refuses the first command with the number `refused`. Returns the
+    /// numbers of the others.
+    fn consume(&self, mut syncs: u32, mut refused: Option<usize>) -> Vec<usize> {
         let (mask, wrap) = ((1u32 << self.log2) - 1, (2u32 << self.log2) - 1);
         let mut cons = 0;
         let mut seen = Vec::new();
@@ -60,6 +62,18 @@ impl World {
                     0x46 => syncs -= 1,
                     0x11 => {
                         let number = (word >> 48) as usize;
+                        if refused == Some(number) {
+                            refused = None;
+                            fence(Ordering::Release);
+                            self.registers.consumed(cons);
+                            self.registers.stop();
+                            while self.registers.stopped() {
+                                thread::yield_now();
+                            }
+                            // It reads the command again.
+                            fence(Ordering::Acquire);
+                            continue;
+                        }
                         self.done[number].use_it();
                         seen.push(number);
                     }
@@ -69,7 +83,7 @@ impl World {
             }
             // What the commands did comes before they are consumed.
             fence(Ordering::Release);
-            self.registers.cons.store(cons, Ordering::Relaxed);
+            self.registers.consumed(cons);
         }
         seen
     }
@@ -90,7 +104,7 @@ fn check(log2: u8, preemptions: Option<usize>, waits: bool, producers: &'static 
             })
         };
         let threads: Vec<_> = producers.iter().map(produce).collect();
-        let seen = world.consume(producers.len() as u32);
+        let seen = world.consume(producers.len() as u32, None);
         for thread in threads {
             let (numbers, ticket) = thread.join().unwrap();
             let ours: Vec<usize> = seen.iter().copied().filter(|number| numbers.contains(number)).collect();
@@ -122,4 +136,26 @@ fn a_submission_may_be_larger_than_the_queue() {
 #[test]
 fn three_producers_share_a_queue() {
     check(3, Some(1), false, &[&[0], &[1], &[2]]);
+}
+
+/// A command is carried out and the next refused. `ERR` has the value of an earlier error from the beginning, so that whoever looks may find the error only
+/// when it looks again.
+#[test]
+fn a_refused_command_is_told_to_its_owner_alone_and_no_other_is_lost() {
+    explore(Some(2), || {
+        let world = World::new(2);
+        world.registers.read.store(1 << 24, Ordering::Relaxed);
+        let producer = thread::spawn({
+            let world = world.clone();
+            move || {
+                let [other, refused] = [0, 1].map(|number| world.submit(&[number]));
+                world.wait(&[0], other);
+                let result = world.queue.wait(&world.registers, refused);
+                assert_eq!(result, Err(QueueError::Refused(CmdqError::Illegal)));
+            }
+        });
+        // The one that was refused is a CMD_SYNC then.
+        assert_eq!(world.consume(3, Some(1)), [0]);
+        producer.join().unwrap();
+    });
 }

@@ -17,6 +17,7 @@ extern crate std;
 mod arrays;
 mod commands;
 mod grace;
+mod owners;
 mod tables;
 
 use alloc::string::ToString;
@@ -27,6 +28,7 @@ use std::cell::UnsafeCell;
 use std::sync::OnceLock;
 use std::vec::Vec;
 
+use crate::arch::regs::{CmdqCons, Gerror, offset};
 use crate::platform::{DmaWindow, Mmio, PhysAddr, Platform};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::rcu::ShardedRcu;
@@ -119,23 +121,58 @@ impl Platform for LoomPlatform {
     }
 }
 
-/// The registers of a command queue. MMIO orders nothing by itself.
+/// The registers of a command queue. MMIO orders no memory by itself; what a CPU reads of one device, it reads in order, which is why those that are
+/// read are one atomic here.
 #[derive(Default)]
 struct Registers {
     prod: AtomicU32,
-    cons: AtomicU32,
+    /// `CMDQ_CONS` in the low half, above it `CMDQ_ERR` of `GERROR` and of `GERRORN`.
+    read: AtomicU64,
+}
+
+const GERROR_BIT: u64 = 1 << 32;
+const GERRORN_BIT: u64 = 1 << 33;
+
+impl Registers {
+    /// The SMMU: has consumed everything up to `cons`, an index with its wrap bit.
+    fn consumed(&self, cons: u32) {
+        let now = self.read.load(Ordering::Relaxed);
+        let index = u64::from(CmdqCons::new_with_raw_value(now as u32).rd().value());
+        self.read.fetch_xor(index ^ u64::from(cons), Ordering::Relaxed);
+    }
+
+    /// The SMMU: stops with an error. The `ERR` of an earlier one is overwritten.
+    fn stop(&self) {
+        self.read.fetch_or(1 << 24, Ordering::Relaxed);
+        self.read.fetch_xor(GERROR_BIT, Ordering::Relaxed);
+    }
+
+    /// Whether it stands still with an error that was not acknowledged.
+    fn stopped(&self) -> bool {
+        let now = self.read.load(Ordering::Relaxed);
+        (now & GERROR_BIT != 0) != (now & GERRORN_BIT != 0)
+    }
 }
 
 impl Mmio for Registers {
     fn read32(&self, offset: usize) -> u32 {
+        let now = self.read.load(Ordering::Relaxed);
         match offset {
-            crate::arch::regs::offset::CMDQ_CONS => self.cons.load(Ordering::Relaxed),
+            offset::CMDQ_CONS => now as u32,
+            offset::GERROR => u32::from(now & GERROR_BIT != 0),
+            offset::GERRORN => u32::from(now & GERRORN_BIT != 0),
             _ => 0,
         }
     }
     fn write32(&self, offset: usize, value: u32) {
-        if offset == crate::arch::regs::offset::CMDQ_PROD {
-            self.prod.store(value, Ordering::Relaxed);
+        match offset {
+            offset::CMDQ_PROD => self.prod.store(value, Ordering::Relaxed),
+            offset::GERRORN => {
+                let now = u32::from(self.read.load(Ordering::Relaxed) & GERRORN_BIT != 0);
+                let flipped = (now ^ value) & Gerror::CMDQ_ERR.bits();
+                self.read.fetch_xor(u64::from(flipped) * GERRORN_BIT, Ordering::Relaxed);
+            }
+            _ => {}
         }
     }
     fn read64(&self, _: usize) -> u64 {

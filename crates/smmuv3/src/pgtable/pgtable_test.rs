@@ -280,8 +280,8 @@ fn threads_on_different_pages_do_not_disturb_each_other() {
     assert_eq!(platform.live_pages(), 3);
 }
 
-/// A hostile pair: one thread maps single pages where another unmaps the whole 2 MiB. Every page that a map reported is
-/// found either by an unmap or in the table at the end.
+/// Hostile threads: one maps single pages where another unmaps the whole 2 MiB, and a third single pages. Every page that a map reported is
+/// found by one unmap, or in the table at the end.
 #[test]
 fn overlapping_callers_lose_no_page_and_no_memory() {
     let platform = TestPlatform::new(4096);
@@ -307,7 +307,14 @@ fn overlapping_callers_lose_no_page_and_no_memory() {
             }
             bytes / 0x1000
         });
-        (mapper.join().unwrap(), unmapper.join().unwrap())
+        let single = scope.spawn(|| {
+            let unmaps = (0..20_000u64).filter(|i| {
+                let _section = rcu.enter();
+                table.unmap(Iova((i * 7 % 512) * 0x1000), 0x1000).unwrap().bytes > 0
+            });
+            unmaps.count() as u64
+        });
+        (mapper.join().unwrap(), unmapper.join().unwrap() + single.join().unwrap())
     });
     let left = table.unmap(Iova(0), 0x20_0000).unwrap();
     assert_eq!(mapped, unmapped + left.bytes / 0x1000);

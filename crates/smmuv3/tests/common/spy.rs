@@ -94,9 +94,14 @@ pub struct Spy {
 
 impl Spy {
     pub fn new(model: &Model) -> Spy {
+        Spy::of(model, 0)
+    }
+
+    /// The registers of one of several SMMUs.
+    pub fn of(model: &Model, smmu: usize) -> Spy {
         Spy {
             model: model.clone(),
-            inner: model.mmio(0),
+            inner: model.mmio(smmu),
             steps: Steps::default(),
             on_write: Box::new(|_, _| {}),
             on_read: Box::new(|_| {}),
@@ -273,12 +278,21 @@ pub fn spy(model: &Model, on_write: impl Fn(usize, u32) + Send + Sync + 'static)
     (interruptible(model, Arc::default()), Spy::new(model).on_write(on_write))
 }
 
+/// The opcode of the command in front of the CMD_SYNC that PROD announces.
+pub fn last_opcode(model: &Model, prod: u32) -> u64 {
+    model.read_u64(last_command(model, prod)).unwrap() & 0xff
+}
+
 /// Overwrites the command in front of the CMD_SYNC that PROD announces with one that the SMMU refuses.
 pub fn damage_last_command(model: &Model, prod: u32) {
+    model.write_u64(last_command(model, prod), 0xff);
+}
+
+fn last_command(model: &Model, prod: u32) -> PhysAddr {
     let base = model.mmio(0).read64(offset::CMDQ_BASE);
     let (queue, mask) = (base & QUEUE_BASE_ADDR, (1u64 << (base & 31)) - 1);
     let slot = u64::from(prod).wrapping_sub(2) & mask;
-    model.write_u64(PhysAddr(queue + 16 * slot), 0xff);
+    PhysAddr(queue + 16 * slot)
 }
 
 /// An `Iommu` with an SMMU: the command before the CMD_SYNC is damaged at the announcement whose number, counted from now on, is put into
