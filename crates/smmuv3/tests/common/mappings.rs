@@ -87,10 +87,13 @@ impl Default for Arena {
 impl Run<'_> {
     fn step(&mut self, [what, place, near, span, target, amount]: [u8; UNIT]) {
         let page = self.page(place, near);
-        let pages = self.span(span, amount).min(self.pages - page);
+        let table = self.table();
+        // Page by page, a whole block of level 1 takes too long.
+        let blocks = span % 8 == 6 && page.is_multiple_of(table);
+        let pages = if blocks { table * table } else { self.span(span, amount) }.min(self.pages - page);
         // Aligned as the pages are, or not.
-        let target =
-            TARGETS / self.size + u64::from(target >> 4) * self.table() + u64::from(target & 0xf) + page % self.table();
+        let offset = if blocks { 0 } else { u64::from(target & 0xf) };
+        let target = TARGETS / self.size + u64::from(target >> 4) * table + offset + page % table;
         match what % 8 {
             0 | 1 => self.map(page, pages, target, what),
             2 | 3 => self.unmap(page, pages),
@@ -133,9 +136,6 @@ impl Run<'_> {
             3 => table,
             4 => 2 * table,
             5 => table - 8 + amount % 16,
-            // A whole block of level 1: page by page that is only for small granules.
-            6 if self.size == 0x1000 => table * table,
-            6 => table,
             _ => 1 + amount * 4,
         }
     }
