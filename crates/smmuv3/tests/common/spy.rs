@@ -164,6 +164,8 @@ pub struct SpyPlatform {
     steps: Steps,
     /// Whether DMA memory is to be had now.
     memory: fn() -> bool,
+    /// How far from it DMA memory is said to be.
+    skew: u64,
     /// A clock of its own, in nanoseconds, which goes on by a tenth of a millisecond in each turn of a waiting loop.
     clock: Option<Arc<AtomicU64>>,
 }
@@ -171,7 +173,7 @@ pub struct SpyPlatform {
 impl SpyPlatform {
     pub fn new(model: &Model) -> SpyPlatform {
         let (irq, steps) = (Arc::default(), Steps::default());
-        SpyPlatform { inner: model.platform(), irq, steps, memory: || true, clock: None }
+        SpyPlatform { inner: model.platform(), irq, steps, memory: || true, skew: 0, clock: None }
     }
 
     /// Time passes only for those who wait: no deadline depends on how busy the machine is.
@@ -182,6 +184,11 @@ impl SpyPlatform {
 
     pub fn steps(mut self, steps: Steps) -> SpyPlatform {
         self.steps = steps;
+        self
+    }
+
+    pub fn skew(mut self, skew: u64) -> SpyPlatform {
+        self.skew = skew;
         self
     }
 
@@ -205,11 +212,11 @@ impl Platform for SpyPlatform {
             return None;
         }
         let _outside = Outside::enter();
-        self.inner.dma_alloc(size, align)
+        self.inner.dma_alloc(size, align).map(|addr| PhysAddr(addr.0 + self.skew))
     }
     fn dma_free(&self, addr: PhysAddr, size: usize, align: usize) {
         let _outside = Outside::enter();
-        self.inner.dma_free(addr, size, align);
+        self.inner.dma_free(PhysAddr(addr.0 - self.skew), size, align);
     }
     fn full_barrier(&self) {
         let _outside = Outside::enter();
