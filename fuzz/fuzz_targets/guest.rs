@@ -5,6 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use smmuv3::arch::Prot;
 use std::sync::OnceLock;
 
+#[allow(dead_code, reason = "seeds are for the tests")]
 #[path = "../../crates/smmuv3/tests/common/guest.rs"]
 mod guest;
 

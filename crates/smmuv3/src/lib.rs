@@ -88,6 +88,16 @@ pub use queue::{EventsTaken, QueueError};
 pub use smmu::{AddSmmuError, GlobalErrors, RemoveSmmuError, SmmuId, SmmuOptions, Unsupported};
 pub use table::StreamTableError;
 
+/// What the fuzzer needs of what is not public.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    /// Does to an invalidation array, and to a multiset of keys, what `input` says. Panics if they differ.
+    pub fn array(input: &[u8]) {
+        crate::invs::model::run(crate::invs::model::steps(input));
+    }
+}
+
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;

@@ -284,7 +284,8 @@ fn at_every_doorbell_of_a_detach_an_atc_that_is_owed_has_ats_on_and_the_domain_o
     let model = Model::new(ModelConfig::default());
     let iommu = interruptible(&model, Arc::default());
     let watched: Arc<std::sync::Mutex<Option<PagingDomain<SpyPlatform>>>> = Arc::default();
-    let seen: Arc<std::sync::Mutex<Vec<(u64, u32, u32, bool)>>> = Arc::default();
+    type Seen = Vec<(u64, u32, u32, bool)>;
+    let seen: Arc<std::sync::Mutex<Seen>> = Arc::default();
     let (look, note, ram) = (watched.clone(), seen.clone(), model.clone());
     let on_write = move |offset: usize, value: u32| {
         if offset == offset::CMDQ_PROD

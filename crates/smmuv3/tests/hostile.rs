@@ -1,39 +1,35 @@
-//! The seeds of the guest fuzzer, and random variations of them.
+//! The seeds of the fuzzer's targets, and random variations of them.
 
 mod common;
 #[path = "common/guest.rs"]
 mod guest;
+#[path = "common/mappings.rs"]
+mod mappings;
+#[path = "common/structures.rs"]
+mod structures;
+#[path = "common/vary.rs"]
+mod vary;
 
 use common::RW;
+use vary::vary;
 
 #[test]
 fn no_guest_reaches_beyond_its_vmid_and_its_streams() {
     let arena = guest::Arena::new();
-    let seeds = guest::seeds();
-    seeds.iter().for_each(|seed| arena.run(seed));
-    // Each seed with bits flipped, parts exchanged, cut and repeated.
-    let mut state = 0x243f_6a88_85a3_08d3u64;
-    let mut random = |below: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 16) as usize % below
-    };
-    for _ in 0..200_000 {
-        let mut input = seeds[random(seeds.len())].clone();
-        for _ in 0..random(6) {
-            let at = random(input.len());
-            match random(4) {
-                0 => input[at] ^= 1 << random(8),
-                1 => input[at] = random(256) as u8,
-                2 => {
-                    let other = &seeds[random(seeds.len())];
-                    let from = random(other.len() / 16) * 16;
-                    input.extend_from_slice(&other[from..]);
-                }
-                _ => input.truncate(at.max(1)),
-            }
-        }
-        arena.run(&input);
-    }
+    vary(&guest::seeds(), 16, 200_000, |input| arena.run(input));
+}
+
+#[test]
+fn whatever_stands_in_a_structure_is_read_the_same_again() {
+    vary(&structures::seeds(), structures::UNIT, 200_000, structures::run);
+}
+
+#[test]
+fn whatever_is_mapped_and_unmapped_translates_as_asked() {
+    let arena = mappings::Arena::new();
+    // No seed is about nothing but refusals.
+    mappings::seeds().iter().for_each(|seed| assert!(arena.run(seed) > 0, "nothing was mapped by {seed:x?}"));
+    vary(&mappings::seeds(), mappings::UNIT, 5_000, |input| {
+        arena.run(input);
+    });
 }

@@ -25,9 +25,13 @@ pub(super) struct Source {
 }
 
 impl Source {
+    pub(super) fn new(path: &Path, text: String) -> Source {
+        Source { path: path.to_owned(), text }
+    }
+
     pub(super) fn read(path: &Path) -> Result<Source, String> {
         match std::fs::read_to_string(path) {
-            Ok(text) => Ok(Source { path: path.to_owned(), text }),
+            Ok(text) => Ok(Source::new(path, text)),
             Err(error) => Err(format!("cannot read {}: {error}", path.display())),
         }
     }

@@ -118,6 +118,9 @@ impl InvArray {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+#[path = "array_model.rs"]
+pub(crate) mod model;
 #[cfg(test)]
 #[path = "array_test.rs"]
 mod tests;

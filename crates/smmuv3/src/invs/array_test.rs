@@ -3,10 +3,10 @@
 extern crate std;
 
 use super::super::entry::Kind;
+use super::model::{Op, run, steps};
 use super::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
 
 fn key() -> impl Strategy<Value = Key> {
     // Few different keys, so that they meet.
@@ -20,99 +20,42 @@ fn key() -> impl Strategy<Value = Key> {
     (0..3u8, kind, 0..3u32, 0..2u32).prop_map(|(smmu, kind, id, ssid)| Key::new(smmu, kind, id, ssid))
 }
 
-#[derive(Debug, Clone)]
-enum Op {
-    Merge(std::vec::Vec<Key>),
-    /// Removes keys that are there, picked by number, and some that may not be.
-    Unref {
-        present: std::vec::Vec<prop::sample::Index>,
-        other: std::vec::Vec<Key>,
-    },
-    Purge,
-}
-
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         3 => vec(key(), 0..6).prop_map(Op::Merge),
-        4 => (vec(any::<prop::sample::Index>(), 0..6), vec(key(), 0..2))
+        4 => (vec(any::<usize>(), 0..6), vec(key(), 0..2))
             .prop_map(|(present, other)| Op::Unref { present, other }),
         1 => Just(Op::Purge),
     ]
-}
-
-type Multiset = BTreeMap<Key, u32>;
-
-/// Every invariant of the array, and that it holds the same as the multiset.
-fn check(array: &InvArray, model: &Multiset) {
-    let live: std::vec::Vec<_> = array.live().collect();
-    let expected: std::vec::Vec<_> = model.iter().map(|(key, users)| (*key, *users)).collect();
-    assert_eq!(live, expected);
-    let (len, trash) = array.counts();
-    assert!(array.entries.is_sorted_by(|a, b| a.key < b.key));
-    assert_eq!(trash, array.entries[..len].iter().filter(|entry| entry.users() == 0).count());
-    assert_eq!(len - trash, live.len());
-    assert!(len == 0 || array.entries[len - 1].users() > 0, "trash at the end");
-    assert!(array.entries[len..].iter().all(|entry| entry.users() == 0));
-}
-
-fn apply(array: &mut InvArray, model: &mut Multiset, op: Op) {
-    match op {
-        Op::Merge(mut add) => {
-            add.sort();
-            let before: std::vec::Vec<_> = array.live().collect();
-            let merged = array.merge(&add).unwrap();
-            assert!(array.live().eq(before), "merge changed its base");
-            assert_eq!(merged.counts(), (merged.entries.len(), 0), "merge kept trash");
-            *array = merged;
-            add.into_iter().for_each(|key| *model.entry(key).or_default() += 1);
-        }
-        Op::Unref { present, other } => {
-            let all: std::vec::Vec<Key> =
-                model.iter().flat_map(|(key, users)| std::iter::repeat_n(*key, *users as usize)).collect();
-            let mut picked: std::vec::Vec<usize> =
-                present.iter().filter(|_| !all.is_empty()).map(|index| index.index(all.len())).collect();
-            picked.sort();
-            picked.dedup();
-            let mut remove: std::vec::Vec<Key> = picked.into_iter().map(|index| all[index]).chain(other).collect();
-            remove.sort();
-            let mut missing = std::vec::Vec::new();
-            let mut last = std::vec::Vec::new();
-            for &key in &remove {
-                match model.get_mut(&key) {
-                    None => missing.push(key),
-                    Some(1) => {
-                        model.remove(&key);
-                        last.push(key);
-                    }
-                    Some(users) => *users -= 1,
-                }
-            }
-            let mut called = std::vec::Vec::new();
-            let result = array.unref(&remove, |key| called.push(key));
-            assert_eq!(called, last);
-            assert_eq!(result.err().map(|NotPresent(key)| key), missing.first().copied());
-        }
-        Op::Purge => match array.purge().unwrap() {
-            None => assert_eq!(array.counts().1, 0),
-            Some(purged) => {
-                assert!(array.counts().1 > 0);
-                assert_eq!(purged.counts().1, 0);
-                *array = purged;
-            }
-        },
-    }
-    check(array, model);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn any_sequence_of_merges_unrefs_and_purges_agrees_with_a_multiset(ops in vec(op(), 1..24)) {
-        let mut array = InvArray::empty();
-        let mut model = Multiset::new();
-        for op in ops {
-            apply(&mut array, &mut model, op);
-        }
+        run(ops);
+    }
+}
+
+/// Seeds of the fuzzer: see [`super::model::steps`].
+#[test]
+fn the_fuzzer_s_seeds_agree_with_a_multiset() {
+    let seeds: [&[u8]; 5] = [
+        // Three keys, the middle one goes, the others, and nothing is left.
+        &[0x18, 0, 15, 30, 0x0b, 1, 0x13, 0, 0, 7],
+        // The same key twice, removed one at a time.
+        &[0x10, 7, 7, 0x0b, 0, 0x0b, 0, 7],
+        // Something that is not there, before and behind what is.
+        &[0x10, 40, 44, 0x43, 0, 0x43, 89, 0x4b, 1, 41],
+        // Trash in the middle, merged away.
+        &[0x28, 1, 2, 3, 4, 5, 0x13, 1, 3, 0x08, 2, 7],
+        // Trash in the middle, purged.
+        &[0x28, 9, 19, 29, 39, 49, 0x1b, 0, 2, 3, 7, 0x3b, 0, 1, 2, 3, 4, 5, 6, 7],
+    ];
+    for seed in seeds {
+        let steps = steps(seed);
+        assert!(steps.iter().any(|op| matches!(op, Op::Unref { .. })) && steps.len() >= 3, "{steps:?}");
+        run(steps);
     }
 }
 

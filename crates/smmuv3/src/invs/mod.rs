@@ -9,6 +9,8 @@ mod array;
 mod cell;
 mod entry;
 
+#[cfg(fuzzing)]
+pub(crate) use array::model;
 pub(crate) use array::{InvArray, NotPresent};
 pub(crate) use cell::{Invs, Merged};
 pub use entry::{Key, Kind};

@@ -113,4 +113,13 @@ mod tests {
         }
         assert_eq!(window.words(PhysAddr(0x1018), 1).unwrap()[0].load(Relaxed), 3);
     }
+    #[test]
+    fn a_window_onto_raw_words_reaches_just_those() {
+        let words: [AtomicU64; 4] = Default::default();
+        let first = NonNull::from(&words).cast();
+        // SAFETY: the words outlive the window, and are only ever seen as atomics.
+        let window = unsafe { DmaWindow::from_raw_parts(first, words.len(), PhysAddr(0x1000)) };
+        window.words(PhysAddr(0x1008), 3).unwrap()[2].store(7, Relaxed);
+        assert_eq!(words.map(AtomicU64::into_inner), [0, 0, 0, 7]);
+    }
 }

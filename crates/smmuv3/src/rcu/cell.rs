@@ -141,3 +141,41 @@ impl<T, P: Platform> Drop for Published<T, P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestPlatform;
+    use core::sync::atomic::AtomicUsize;
+
+    struct Numbered<'a>(usize, &'a AtomicUsize);
+
+    impl Drop for Numbered<'_> {
+        fn drop(&mut self) {
+            self.1.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn versions_live_as_long_as_their_readers_and_are_freed_once() {
+        let drops = AtomicUsize::new(0);
+        let freed = || drops.load(Ordering::Relaxed);
+        let sections = Shared::try_new(Sections::new(TestPlatform::new(4))).unwrap();
+        let cell = Published::try_new(Numbered(0, &drops), sections).unwrap();
+        let publish = |number| cell.publish(Version::try_new(Numbered(number, &drops)).unwrap());
+        let first = cell.load();
+        publish(1);
+        publish(2);
+        cell.reclaim();
+        assert_eq!((first.0, cell.load().0, freed()), (0, 2, 0), "a reader is inside");
+        // What waits is joined by more, and goes at once.
+        publish(3);
+        drop(first);
+        cell.reclaim();
+        assert_eq!((cell.load().0, freed()), (3, 3));
+        // And with the cell goes what waits in it.
+        publish(4);
+        drop(cell);
+        assert_eq!(freed(), 5);
+    }
+}

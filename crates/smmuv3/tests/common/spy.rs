@@ -171,6 +171,8 @@ pub struct SpyPlatform<R = <ModelPlatform as Platform>::Rcu> {
     steps: Steps,
     /// Whether DMA memory is to be had now.
     memory: fn() -> bool,
+    /// How far from it DMA memory is said to be.
+    skew: u64,
     /// A clock of its own, in nanoseconds, which goes on by a tenth of a millisecond in each turn of a waiting loop.
     clock: Option<Arc<AtomicU64>>,
     rcu: PhantomData<fn() -> R>,
@@ -178,16 +180,16 @@ pub struct SpyPlatform<R = <ModelPlatform as Platform>::Rcu> {
 
 impl<R> Clone for SpyPlatform<R> {
     fn clone(&self) -> Self {
-        let SpyPlatform { inner, irq, steps, memory, clock, rcu } = self;
+        let SpyPlatform { inner, irq, steps, memory, skew, clock, rcu } = self;
         let (inner, irq, steps, clock) = (inner.clone(), irq.clone(), steps.clone(), clock.clone());
-        SpyPlatform { inner, irq, steps, memory: *memory, clock, rcu: *rcu }
+        SpyPlatform { inner, irq, steps, memory: *memory, skew: *skew, clock, rcu: *rcu }
     }
 }
 
 impl<R> SpyPlatform<R> {
     pub fn new(model: &Model) -> Self {
         let (irq, steps) = (Arc::default(), Steps::default());
-        SpyPlatform { inner: model.platform(), irq, steps, memory: || true, clock: None, rcu: PhantomData }
+        SpyPlatform { inner: model.platform(), irq, steps, memory: || true, skew: 0, clock: None, rcu: PhantomData }
     }
 
     /// Time passes only for those who wait: no deadline depends on how busy the machine is.
@@ -198,6 +200,11 @@ impl<R> SpyPlatform<R> {
 
     pub fn steps(mut self, steps: Steps) -> Self {
         self.steps = steps;
+        self
+    }
+
+    pub fn skew(mut self, skew: u64) -> Self {
+        self.skew = skew;
         self
     }
 
@@ -221,11 +228,11 @@ impl<R: Rcu> Platform for SpyPlatform<R> {
             return None;
         }
         let _outside = Outside::enter();
-        self.inner.dma_alloc(size, align)
+        self.inner.dma_alloc(size, align).map(|addr| PhysAddr(addr.0 + self.skew))
     }
     fn dma_free(&self, addr: PhysAddr, size: usize, align: usize) {
         let _outside = Outside::enter();
-        self.inner.dma_free(addr, size, align);
+        self.inner.dma_free(PhysAddr(addr.0 - self.skew), size, align);
     }
     fn full_barrier(&self) {
         let _outside = Outside::enter();
