@@ -52,6 +52,11 @@ impl Mutants {
         Ok(mutants)
     }
 
+    /// The names of all mutants.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.mutant.iter().map(|mutant| &*mutant.name)
+    }
+
     /// Runs the checks that `pick` wants: on the driver as it is, where they must pass, and on the mutants.
     pub fn run(&self, root: &Path, pick: impl Fn(&str, &Check) -> bool) -> Result<Vec<Row>, String> {
         let copy = Copy::of(root)?;
