@@ -552,17 +552,21 @@ fn an_smmu_that_could_not_be_added_is_left_aborting_as_documented() {
 
 #[test]
 fn an_smmu_that_is_gone_keeps_all_its_memory() {
-    let model = Model::new(ModelConfig::default());
-    let gone = Arc::new(AtomicBool::new(false));
-    let iommu = interruptible(&model, Arc::default());
-    let smmu = iommu.add_smmu(Spy::new(&model).gone(gone.clone()), quick()).unwrap();
-    let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
-    let domain = iommu.paging_domain(Stage::S1, Geometry::default()).unwrap();
-    device.attach(&domain).unwrap();
-    let before = model.driver_pages();
-    gone.store(true, Ordering::SeqCst);
-    drop((device, domain, smmu, iommu));
-    assert_eq!(model.driver_pages(), before);
+    // With a two-level stream table and a linear one.
+    for (st_two_level, sid_bits) in [(true, 16), (false, 6)] {
+        let smmu = ModelSmmuConfig { st_two_level, sid_bits, ..ModelSmmuConfig::default() };
+        let model = Model::new(ModelConfig::with_smmu(smmu));
+        let gone = Arc::new(AtomicBool::new(false));
+        let iommu = interruptible(&model, Arc::default());
+        let smmu = iommu.add_smmu(Spy::new(&model).gone(gone.clone()), quick()).unwrap();
+        let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
+        let domain = iommu.paging_domain(Stage::S1, Geometry::default()).unwrap();
+        device.attach(&domain).unwrap();
+        let before = model.driver_pages();
+        gone.store(true, Ordering::SeqCst);
+        drop((device, domain, smmu, iommu));
+        assert_eq!(model.driver_pages(), before);
+    }
 }
 
 #[test]

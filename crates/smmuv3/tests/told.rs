@@ -90,20 +90,6 @@ fn memory_that_the_devices_would_see_elsewhere_is_given_back_unused() {
 }
 
 #[test]
-fn an_smmu_with_a_linear_stream_table_that_died_keeps_it() {
-    let linear = ModelSmmuConfig { st_two_level: false, sid_bits: 6, ..ModelSmmuConfig::default() };
-    let rig = Rig::with(ModelConfig::with_smmu(linear));
-    let device = rig.add(SID);
-    rig.model.set_dead(0, true);
-    drop(device);
-    let model = rig.model.clone();
-    drop(rig);
-    // All but the stream table, which the SMMU may still read.
-    assert_eq!(model.driver_pages(), 1);
-    model.report().assert_clean();
-}
-
-#[test]
 fn a_pasid_whose_detach_is_not_confirmed_keeps_its_domain_s_tables() {
     let rig = Rig::new();
     let device = rig.iommu.add_device(&rig.smmu, DeviceConfig::stream(SID).pasid_bits(4)).unwrap();
