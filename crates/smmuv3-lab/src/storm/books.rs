@@ -64,7 +64,8 @@ pub(super) struct Named {
 
 #[derive(Default)]
 pub(super) struct RegionSlots {
-    pub block: Slot,
+    /// What is mapped in all of it.
+    pub whole: Slot,
     pub pages: [Slot; REGION_PAGES.len()],
 }
 

@@ -40,7 +40,7 @@ impl World {
         match step.op {
             Op::Map { domain, first, count } => self.map(&self.areas[domain], first, count),
             Op::Unmap { domain, first, count } => self.unmap_pages(&self.areas[domain], first, count),
-            Op::MapBlock { domain, region } => self.map_block(&self.areas[domain], region),
+            Op::MapRegion { domain, region, block } => self.map_region(&self.areas[domain], region, block),
             Op::MapPage { domain, region, page } => self.map_page(&self.areas[domain], region, page),
             Op::UnmapRegion { domain, region } => self.unmap_region(&self.areas[domain], region),
             Op::UnmapAll { domain } => self.unmap_all(domain, false),
@@ -92,7 +92,7 @@ impl World {
         held.retain(|(_, slot)| slot.is_none());
         let named = lock(&area.domain).clone();
         let fresh = held.iter().map_while(|(page, _)| Some((*page, self.model.alloc_data(1)?)));
-        let mut fresh: Vec<(usize, DataPages)> = fresh.collect();
+        let fresh: Vec<(usize, DataPages)> = fresh.collect();
         let iovas: Vec<Iova> = fresh.iter().map(|(page, _)| page_at(*page)).collect();
         let focus = Focus { targets: self.attached_to(named.id), iovas: iovas.clone() };
         let mapped = context::focused(focus, || {
@@ -105,19 +105,15 @@ impl World {
             })
         });
         if mapped {
-            for ((_, slot), (_, data)) in held.iter_mut().zip(fresh.drain(..)) {
+            for ((_, slot), (_, data)) in held.iter_mut().zip(fresh) {
                 **slot = Some(data);
             }
             self.expect_reached(&named, &iovas);
         } else {
-            // Some of them may be mapped: they go with an unmap of their own.
-            let range = (page_at(first), count as u64 * PAGE);
-            for ((_, slot), (_, data)) in held.iter_mut().zip(fresh.drain(..)) {
-                **slot = Some(data);
-            }
-            let mut held: Vec<_> = held.into_iter().map(|(_, slot)| slot).collect();
-            if held.len() == count {
-                self.unmap(&named, range, &mut held, &iovas, false);
+            // Some of them may be mapped.
+            for ((page, mut slot), (_, data)) in held.into_iter().zip(fresh) {
+                *slot = Some(data);
+                self.unmap(&named, (page_at(page), PAGE), &mut [slot], &[page_at(page)], false);
             }
         }
     }
@@ -134,31 +130,32 @@ impl World {
         }
     }
 
-    fn map_block(&self, area: &Area, region: usize) {
+    fn map_region(&self, area: &Area, region: usize, with_block: bool) {
         let slots = &area.regions[region];
-        let Some(mut block) = hold(&slots.block).filter(|slot| slot.is_none()) else { return };
+        let Some(mut whole) = hold(&slots.whole).filter(|slot| slot.is_none()) else { return };
         let pages: Vec<_> = slots.pages.iter().filter_map(hold).filter(|slot| slot.is_none()).collect();
         if pages.len() < slots.pages.len() {
             return;
         }
         let named = lock(&area.domain).clone();
-        let Some(data) = self.model.alloc_data_aligned(REGION_LEN, REGION as usize) else { return };
+        let align = if with_block { REGION } else { PAGE };
+        let Some(data) = self.model.alloc_data_aligned(REGION_LEN, align as usize) else { return };
         let iovas = region_iovas(region);
         let focus = Focus { targets: self.attached_to(named.id), iovas: iovas.clone() };
         let mapped = context::focused(focus, || self.map_at(&named, region_at(region), data.addr(), REGION));
-        *block = Some(data);
+        *whole = Some(data);
         if mapped {
             self.expect_reached(&named, &iovas);
         } else {
-            self.unmap(&named, (region_at(region), REGION), &mut [block], &iovas, false);
+            self.unmap(&named, (region_at(region), REGION), &mut [whole], &iovas, false);
         }
     }
 
     fn map_page(&self, area: &Area, region: usize, page: usize) {
         let slots = &area.regions[region];
         let Some(mut slot) = hold(&slots.pages[page]).filter(|slot| slot.is_none()) else { return };
-        // Who maps a block holds all pages, so none comes now.
-        if hold(&slots.block).is_none_or(|block| block.is_some()) {
+        // Who maps the whole region holds all pages, so none comes now.
+        if hold(&slots.whole).is_none_or(|whole| whole.is_some()) {
             return;
         }
         let named = lock(&area.domain).clone();
@@ -202,8 +199,8 @@ impl World {
     /// Unmaps the region, also pages that another thread is just mapping: theirs may be gone then, but is not freed.
     fn unmap_region(&self, area: &Area, region: usize) {
         let slots = &area.regions[region];
-        let Some(block) = hold(&slots.block) else { return };
-        let mut held = vec![block];
+        let Some(whole) = hold(&slots.whole) else { return };
+        let mut held = vec![whole];
         let mut iovas = Vec::new();
         for (page, slot) in slots.pages.iter().enumerate() {
             if let Some(slot) = hold(slot) {
@@ -222,7 +219,7 @@ impl World {
             return;
         }
         let area = &self.areas[place];
-        let regions = area.regions.iter().flat_map(|region| region.pages.iter().chain([&region.block]));
+        let regions = area.regions.iter().flat_map(|region| region.pages.iter().chain([&region.whole]));
         let slots: Vec<_> = area.pages.iter().chain(regions).collect();
         let mut held: Vec<_> = slots.iter().filter_map(|slot| hold(slot)).collect();
         if held.len() < slots.len() {
@@ -478,7 +475,7 @@ impl World {
 impl Area {
     /// What is still mapped.
     pub(super) fn into_pages(self) -> impl Iterator<Item = DataPages> {
-        let regions = self.regions.into_iter().flat_map(|region| region.pages.into_iter().chain([region.block]));
+        let regions = self.regions.into_iter().flat_map(|region| region.pages.into_iter().chain([region.whole]));
         self.pages.into_iter().chain(regions).filter_map(|slot| slot.into_inner().ok().flatten())
     }
 }

@@ -67,6 +67,7 @@ mod tests {
     fn a_history_comes_back_from_its_file_as_it_was_and_only_if_its_machine_can_run_it() {
         let machine = Machine {
             seed: u64::MAX,
+            luck: 0,
             ram_mib: 12,
             smmus: 2,
             devices: 5,

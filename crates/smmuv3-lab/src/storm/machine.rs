@@ -20,6 +20,8 @@ const TIMEOUT_NS: u64 = 20_000_000_000;
 #[serde(deny_unknown_fields)]
 pub(super) struct Machine {
     pub seed: u64,
+    /// What the model does at random follows from it.
+    pub luck: u64,
     pub ram_mib: usize,
     pub smmus: usize,
     pub devices: usize,
@@ -73,7 +75,7 @@ impl Machine {
                 }
             })
             .collect();
-        Ok(ModelConfig { ram_size: self.ram_mib << 20, smmus, seed: self.seed, ..ModelConfig::default() })
+        Ok(ModelConfig { ram_size: self.ram_mib << 20, smmus, seed: self.luck, ..ModelConfig::default() })
     }
 
     /// Commands that an SMMU consumes each time that somebody looks; `None` is all there are.

@@ -141,6 +141,7 @@ impl Storm {
     fn rounds(&self) -> Result<Stormed, String> {
         let asked = Machine {
             seed: self.seed,
+            luck: 0,
             ram_mib: LARGE_MIB,
             smmus: self.smmus,
             devices: self.devices,
@@ -167,7 +168,8 @@ impl Storm {
                 bar.set_message(format!("{rounds} rounds, {} DMA checked", totals.report.dma_checked));
             };
             let (machine, outcome) = if parallel_is_next {
-                let machine = Machine { seed: derive(self.seed, !totals.parallel_rounds), ..asked.clone() };
+                let seed = derive(self.seed, !totals.parallel_rounds);
+                let machine = Machine { seed, luck: seed, ..asked.clone() };
                 let time = SHIFT.min(end.saturating_duration_since(Instant::now()));
                 let outcome = round::parallel(&machine, self.threads, time, || look(&totals))?;
                 totals.parallel_rounds += 1;
@@ -182,14 +184,14 @@ impl Storm {
             totals.add(&outcome.tally, &outcome.seen);
             look(&totals);
             if let Some(failure) = outcome.failure {
-                failed = Some((parallel_is_next, machine, Failing { failure, steps: outcome.steps }));
+                failed = Some((parallel_is_next, Failing { machine, failure, steps: outcome.steps }));
             }
             parallel_is_next = self.threads > 1 && !parallel_is_next && Instant::now() >= shift_end;
         }
         let time = start.elapsed();
-        let failure = failed.map(|(parallel, machine, failing)| match parallel {
-            true => self.parallel_failure(&machine, failing, &bar),
-            false => self.replayable_failure(&machine, failing, &bar),
+        let failure = failed.map(|(parallel, failing)| match parallel {
+            true => self.parallel_failure(failing, &bar),
+            false => self.replayable_failure(failing, &bar),
         });
         bar.finish_and_clear();
         if let Some(failure) = &failure {
@@ -241,46 +243,52 @@ impl Storm {
     }
 
     /// A replayable round failed: a short history of it goes into a file. Returns one line.
-    fn replayable_failure(&self, machine: &Machine, failing: Failing, bar: &ProgressBar) -> String {
+    fn replayable_failure(&self, failing: Failing, bar: &ProgressBar) -> String {
         let known = failing.steps.len();
         let look = |steps| bar.set_message(format!("{steps} of {known} steps still fail"));
         look(known);
-        let Failing { failure, steps } = shrink(machine, failing, Instant::now() + SHRINKING, look);
+        let Failing { machine, failure, steps } = shrink(failing, Instant::now() + SHRINKING, look);
         bar.suspend(|| {
             println!("{} of {known} steps make it fail:", steps.len());
             print_steps(&steps);
             println!("{}", failure.what);
         });
         let line = one_line(&failure);
-        let history = History { machine: machine.clone(), failure, steps };
+        let history = History { machine, failure, steps };
         match history.write(&self.history) {
             Ok(()) => format!("{line}; run it again with: storm --replay {}", self.history.display()),
             Err(error) => format!("{line}; {error}"),
         }
     }
 
-    /// A parallel round failed: looks for a history that fails, too. Returns one line.
-    fn parallel_failure(&self, machine: &Machine, failing: Failing, bar: &ProgressBar) -> String {
-        let Failing { failure, steps } = failing;
+    /// A parallel round failed: looks for a history that fails in the same way, too. Returns one line.
+    fn parallel_failure(&self, failing: Failing, bar: &ProgressBar) -> String {
+        let Failing { machine, failure, steps } = failing;
         bar.suspend(|| println!("A parallel round (seed {:#x}) failed:\n{}", machine.seed, failure.what));
         // Building it takes less time with less memory.
-        let machine = Machine { ram_mib: SMALL_MIB.max(2 * machine.domains), ..machine.clone() };
+        let whole = Machine { ram_mib: SMALL_MIB.max(2 * machine.domains), ..machine.clone() };
         let end = Instant::now() + REPRODUCING;
         let mut tries = 0;
         while Instant::now() < end {
             bar.set_message(format!("looking for a history that fails again: try {tries}"));
-            let steps = interleaved(&steps, derive(machine.seed, tries));
+            let seed = derive(machine.seed, tries);
             tries += 1;
+            let (machine, steps) = if tries % 2 == 1 {
+                (whole.clone(), interleaved(&steps, seed))
+            } else {
+                let machine = small(&machine, seed);
+                let steps = round::random_steps(&machine);
+                (machine, steps)
+            };
             let Ok(Outcome { failure: again, steps, .. }) = round::replay(&machine, &steps) else { break };
             if let Some(again) = again.filter(|again| again.kind == failure.kind) {
-                bar.suspend(|| println!("Its last steps fail with threads that take turns, too (try {tries})."));
-                return self.replayable_failure(&machine, Failing { failure: again, steps }, bar);
+                let whose = if tries % 2 == 1 { "Its last steps fail" } else { "A replayable round fails" };
+                bar.suspend(|| println!("{whose} in the same way (try {tries})."));
+                return self.replayable_failure(Failing { machine, failure: again, steps }, bar);
             }
         }
         let line = one_line(&failure);
-        format!(
-            "{line} (in a parallel round; with threads that take turns, {tries} tries of its last steps did not fail)"
-        )
+        format!("{line} (in a parallel round; {tries} tries found no history that fails again)")
     }
 }
 
@@ -290,6 +298,7 @@ fn small(asked: &Machine, seed: u64) -> Machine {
     let mut up_to = |asked: usize, most: usize| 1 + rng.below(asked.min(most));
     Machine {
         seed,
+        luck: seed,
         ram_mib: SMALL_MIB,
         smmus: up_to(asked.smmus, 3),
         devices: up_to(asked.devices, 8),

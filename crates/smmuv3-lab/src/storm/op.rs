@@ -43,10 +43,11 @@ pub(super) enum Op {
         first: usize,
         count: usize,
     },
-    /// Maps a region as a block.
-    MapBlock {
+    /// Maps all of a region: with a block, or page by page.
+    MapRegion {
         domain: usize,
         region: usize,
+        block: bool,
     },
     /// Maps a page of a region.
     MapPage {
@@ -145,7 +146,7 @@ impl Op {
         match rng.below(100) {
             0..22 => Op::Map { domain, first, count },
             22..44 => Op::Unmap { domain, first, count },
-            44..46 => Op::MapBlock { domain, region },
+            44..46 => Op::MapRegion { domain, region, block: rng.one_in(2) },
             46..51 => Op::MapPage { domain, region, page: rng.below(REGION_PAGES.len()) },
             51..55 => Op::UnmapRegion { domain, region },
             55 => Op::UnmapAll { domain },
@@ -176,7 +177,7 @@ impl Op {
             Op::Map { domain, first, count } | Op::Unmap { domain, first, count } => {
                 fits(domain, 0, 0) && count > 0 && first < PAGES && count <= PAGES - first
             }
-            Op::MapBlock { domain, region } | Op::UnmapRegion { domain, region } => {
+            Op::MapRegion { domain, region, .. } | Op::UnmapRegion { domain, region } => {
                 fits(domain, 0, 0) && region < REGIONS
             }
             Op::MapPage { domain, region, page } => fits(domain, 0, 0) && region < REGIONS && page < REGION_PAGES.len(),
@@ -213,7 +214,13 @@ impl fmt::Display for Op {
         match self {
             Op::Map { domain, first, count } => write!(f, "map pages {first} + {count} of domain {domain}"),
             Op::Unmap { domain, first, count } => write!(f, "unmap pages {first} + {count} of domain {domain}"),
-            Op::MapBlock { domain, region } => write!(f, "map region {region} of domain {domain} as a block"),
+            Op::MapRegion { domain, region, block } => {
+                write!(
+                    f,
+                    "map region {region} of domain {domain} {}",
+                    if *block { "with a block" } else { "with pages" }
+                )
+            }
             Op::MapPage { domain, region, page } => {
                 write!(f, "map page {} of region {region} of domain {domain}", REGION_PAGES[*page])
             }

@@ -302,6 +302,7 @@ mod tests {
         for seed in 0..4 {
             let machine = Machine {
                 seed,
+                luck: seed,
                 ram_mib: 12,
                 smmus: 2,
                 devices: 6,

@@ -9,17 +9,20 @@ use super::round::{Failure, replay};
 /// A history that fails.
 #[derive(Clone)]
 pub(super) struct Failing {
+    pub machine: Machine,
     pub failure: Failure,
     pub steps: Vec<Step>,
 }
 
 /// Shortens a history until `end`. `look` is called with its length after each try.
-pub(super) fn shrink(machine: &Machine, failing: Failing, end: Instant, mut look: impl FnMut(usize)) -> Failing {
-    let mut shrinking = Shrinking { machine, best: failing, in_order: Vec::new(), end };
+pub(super) fn shrink(failing: Failing, end: Instant, mut look: impl FnMut(usize)) -> Failing {
+    let mut shrinking = Shrinking { best: failing, in_order: Vec::new(), end };
+    shrinking.make_alone();
     loop {
         let before = shrinking.best.steps.clone();
         shrinking.leave_out(&mut look);
         shrinking.make_simpler(&mut look);
+        shrinking.make_alone();
         if shrinking.best.steps == before || Instant::now() >= end {
             // Easier to read.
             let in_order = std::mem::take(&mut shrinking.in_order);
@@ -29,26 +32,40 @@ pub(super) fn shrink(machine: &Machine, failing: Failing, end: Instant, mut look
     }
 }
 
-struct Shrinking<'a> {
-    machine: &'a Machine,
+struct Shrinking {
     best: Failing,
     /// The best steps in the order in which they began.
     in_order: Vec<Step>,
     end: Instant,
 }
 
-impl Shrinking<'_> {
-    /// Whether these steps fail in the same way; then they are the best so far.
+impl Shrinking {
+    /// Whether these steps fail in the same way, with some luck of the model; then they are the best so far.
+    ///
+    /// What the model does at random changes with everything that comes before: a failure that needs luck must be looked for again.
     fn fails(&mut self, steps: &[Step]) -> bool {
+        let tries = match steps.len() {
+            // One thread by itself races with nobody.
+            _ if steps.iter().all(|step| step.thread == 0) => 1,
+            0..=12 => 24,
+            13..=50 => 12,
+            _ => 4,
+        };
+        let luck = self.best.machine.luck;
+        (0..tries).any(|more| self.fails_with(luck.wrapping_add(more), steps))
+    }
+
+    fn fails_with(&mut self, luck: u64, steps: &[Step]) -> bool {
         if Instant::now() >= self.end {
             return false;
         }
-        let Ok(outcome) = replay(self.machine, steps) else { return false };
+        let machine = Machine { luck, ..self.best.machine.clone() };
+        let Ok(outcome) = replay(&machine, steps) else { return false };
         let Some(failure) = outcome.failure.filter(|failure| failure.kind == self.best.failure.kind) else {
             return false;
         };
         // What was not begun is not needed.
-        self.best = Failing { failure, steps: outcome.steps };
+        self.best = Failing { machine, failure, steps: outcome.steps };
         self.in_order = outcome.in_order;
         true
     }
@@ -74,12 +91,16 @@ impl Shrinking<'_> {
         }
     }
 
-    /// One thread; nothing that happens in between; smaller operations.
-    fn make_simpler(&mut self, look: &mut impl FnMut(usize)) {
+    /// One thread.
+    fn make_alone(&mut self) {
         let alone: Vec<Step> = self.best.steps.iter().cloned().map(|step| Step { thread: 0, ..step }).collect();
         if alone != self.best.steps {
             self.fails(&alone);
         }
+    }
+
+    /// Nothing that happens in between; smaller operations.
+    fn make_simpler(&mut self, look: &mut impl FnMut(usize)) {
         let mut index = 0;
         while index < self.best.steps.len() {
             let step = self.best.steps[index].clone();
