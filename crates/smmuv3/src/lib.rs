@@ -61,6 +61,9 @@ pub mod rcu;
 
 mod attach;
 mod domain;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 mod invalidate;
 mod invs;
 mod iommu;

@@ -1,0 +1,10 @@
+//! What the driver costs, beside other ways to do the same work, on the same queues and the same model.
+//!
+//! Every module measures one part and returns [`Figure`]s. A time alone says little on a machine that others use, too: what is
+//! compared is a ratio of two times that were taken in turns, in one run ([`in_turns`]), or a number of instructions.
+
+mod figure;
+mod timing;
+
+pub use figure::{Bound, Figure};
+pub use timing::{Effort, in_turns, nanos_each};
