@@ -7,9 +7,13 @@
 //! first walk sees the new descriptors.
 
 mod commands;
+mod gather;
 mod range;
+mod spans;
 
 pub(crate) use commands::{Change, flush_tag};
+pub use gather::{DeferLimits, Deferred, Gather, NotDeferred};
+pub(crate) use spans::Span;
 
 use crate::primitive::Ordering;
 use arrayvec::ArrayVec;
@@ -24,6 +28,7 @@ use crate::queue::{QueueError, Submission, Ticket};
 use crate::shared::Shared;
 use crate::smmu::{Fleet, MAX_SMMUS, Smmu, SmmuId};
 use commands::push_commands;
+use gather::Gathered;
 
 /// Why a range can't be mapped or unmapped, whatever is in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -230,42 +235,52 @@ impl<P: Platform> Paging<P> {
     }
 
     fn unmap(&self, iova: Iova, len: u64) -> Result<UnmapReport, UnmapError> {
-        // This section keeps the tables that are walked here; the invalidation enters its own, after the descriptors changed.
+        let mut gathered = Gathered::default();
+        self.take(iova, len, &mut gathered)?;
+        self.settle(&mut gathered)
+    }
+
+    /// Takes a range out of the table, and returns the bytes that were mapped. Until [`settle`](Self::settle), devices may reach them.
+    fn take(&self, iova: Iova, len: u64, gathered: &mut Gathered) -> Result<u64, UnmapError> {
+        // The section keeps the tables that are walked. What is taken out of them is the caller's.
         let section = self.fleet.rcu.enter();
         let found = self.table.unmap(iova, len).map_err(|(iova, size)| UnmapError::PartOfBlock { iova, size })?;
+        drop(section);
         // Also where this call found nothing: another may have cleared the descriptors and not have completed its invalidation, or
-        // its invalidation may have failed. It may have taken out tables, too, so only a call that found everything knows what was there, and
-        // not even that one where an invalidation has failed since: pages may be cached where a block was found.
-        let granule = self.table.shape().granule();
-        let leaf = found.tables.is_empty() && found.bytes == len && !self.in_doubt.load(Ordering::Relaxed);
-        let change = if len == self.table.shape().input_end() {
-            Change::Everything
-        } else {
-            Change::Range {
-                first: iova.0,
-                last: iova.0 + (len - 1),
-                granule,
-                stride: if leaf { found.smallest_leaf } else { granule.size() },
-                leaf,
-            }
+        // its invalidation may have failed. It may have taken out tables, too, so only a call that found everything knows what was there.
+        let leaf = found.tables.is_empty() && found.bytes == len;
+        let stride = if leaf { found.smallest_leaf } else { self.table.shape().granule().size() };
+        gathered.spans.add(Span { first: iova.0, last: iova.0 + (len - 1), stride, leaf });
+        gathered.bytes += found.bytes;
+        self.table.join(&mut gathered.tables, found.tables);
+        Ok(found.bytes)
+    }
+
+    /// Invalidates what was gathered. **When it returns `Ok`, no device can reach it any more**, and nothing is gathered.
+    fn settle(&self, gathered: &mut Gathered) -> Result<UnmapReport, UnmapError> {
+        let shape = self.table.shape();
+        let granule = shape.granule();
+        if self.in_doubt.load(Ordering::Relaxed) {
+            // An invalidation has failed: pages may be cached where a block was found.
+            gathered.spans.forget_leaves(granule.size());
+        }
+        let change = match gathered.spans.as_slice() {
+            [] => return Ok(UnmapReport::default()),
+            [Span { first: 0, last, .. }] if last + 1 == shape.input_end() => Change::Everything,
+            spans => Change::Spans { granule, spans },
         };
         let result = invalidate(&self.fleet, &self.invs, &change);
-        drop(section);
-        let bytes = found.bytes;
-        match result {
-            Ok(wait_rounds) => {
-                self.table.retire(found.tables, &self.fleet.rcu);
-                Ok(UnmapReport { bytes, wait_rounds })
-            }
-            Err(source) if source.sid.is_some() => {
-                self.table.retire(found.tables, &self.fleet.rcu);
-                Err(UnmapError::CutOff { bytes, source })
-            }
+        let bytes = gathered.bytes;
+        if let Err(source @ InvalidateError { sid: None, .. }) = result {
             // The tables are not freed: an SMMU may still walk them.
-            Err(source) => {
-                self.in_doubt.store(true, Ordering::Relaxed);
-                Err(UnmapError::StillReachable { bytes, source })
-            }
+            self.in_doubt.store(true, Ordering::Relaxed);
+            return Err(UnmapError::StillReachable { bytes, source });
+        }
+        let Gathered { tables, .. } = core::mem::take(gathered);
+        self.table.retire(tables, &self.fleet.rcu);
+        match result {
+            Ok(wait_rounds) => Ok(UnmapReport { bytes, wait_rounds }),
+            Err(source) => Err(UnmapError::CutOff { bytes, source }),
         }
     }
 }
@@ -274,7 +289,7 @@ impl<P: Platform> Paging<P> {
 pub(crate) fn invalidate<P: Platform>(
     fleet: &Fleet<P>,
     invs: &Invs<P>,
-    change: &Change,
+    change: &Change<'_>,
 ) -> Result<u32, InvalidateError> {
     // Entering the read section passes barrier (A): the change of the descriptors comes before the load of the array.
     // litmus: publication, publication-again

@@ -48,6 +48,17 @@ impl<P: Platform> PageTable<P> {
         }
     }
 
+    /// Moves the tables of one list to another.
+    pub(crate) fn join(&self, all: &mut DeadTables, mut tables: DeadTables) {
+        if all.is_empty() {
+            *all = tables;
+            return;
+        }
+        while let Some(table) = self.pop(&mut tables) {
+            all.push(table, self.table(table));
+        }
+    }
+
     /// Frees the tables. Their invalidation has completed, and a grace period has passed since.
     pub(super) fn free(&self, mut tables: DeadTables) {
         while let Some(table) = self.pop(&mut tables) {
