@@ -21,7 +21,7 @@ const MAX_SINGLE: u64 = 64;
 ///
 /// Commands behind a CMD_SYNC do not begin before it completes (IHI 0070 §4.7.3), so the order TLBI, stage 1 clear, ATC_INV needs
 /// no CPU to wait in between. The final CMD_SYNC is the caller's.
-pub(super) fn push_commands(
+pub(crate) fn push_commands(
     keys: impl Iterator<Item = Key>,
     change: &Change<'_>,
     features: &Features,

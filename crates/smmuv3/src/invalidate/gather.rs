@@ -11,10 +11,10 @@ use crate::platform::{Iova, Platform};
 
 /// What was unmapped and not yet invalidated.
 #[derive(Default)]
-pub(super) struct Gathered {
+pub(crate) struct Gathered {
     pub(super) spans: Spans,
     pub(super) bytes: u64,
-    pub(super) tables: DeadTables,
+    pub(crate) tables: DeadTables,
 }
 
 /// A batch of unmaps that pays one invalidation. From [`PagingDomain::gather`].

@@ -11,7 +11,8 @@ mod gather;
 mod range;
 mod spans;
 
-pub(crate) use commands::{Change, flush_tag};
+pub(crate) use commands::{Change, flush_tag, push_commands};
+pub(crate) use gather::Gathered;
 pub use gather::{DeferLimits, Deferred, Gather, NotDeferred};
 pub(crate) use spans::Span;
 
@@ -27,8 +28,6 @@ use crate::platform::{Iova, PhysAddr, Platform};
 use crate::queue::{QueueError, Submission, Ticket};
 use crate::shared::Shared;
 use crate::smmu::{Fleet, MAX_SMMUS, Smmu, SmmuId};
-use commands::push_commands;
-use gather::Gathered;
 
 /// Why a range can't be mapped or unmapped, whatever is in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -241,7 +240,7 @@ impl<P: Platform> Paging<P> {
     }
 
     /// Takes a range out of the table, and returns the bytes that were mapped. Until [`settle`](Self::settle), devices may reach them.
-    fn take(&self, iova: Iova, len: u64, gathered: &mut Gathered) -> Result<u64, UnmapError> {
+    pub(crate) fn take(&self, iova: Iova, len: u64, gathered: &mut Gathered) -> Result<u64, UnmapError> {
         // The section keeps the tables that are walked. What is taken out of them is the caller's.
         let section = self.fleet.rcu.enter();
         let found = self.table.unmap(iova, len).map_err(|(iova, size)| UnmapError::PartOfBlock { iova, size })?;
