@@ -3,7 +3,6 @@
 use std::error::Error;
 use std::path::Path;
 
-use plotters::coord::combinators::IntoLogRange;
 use plotters::prelude::*;
 use smmuv3_bench::Curve;
 
@@ -18,15 +17,14 @@ pub(super) fn write(path: &Path, curves: &[Curve]) -> Result<(), Box<dyn Error>>
     for (area, curve) in area.split_evenly((curves.len().max(1), 1)).iter().zip(curves) {
         let points = || curve.series.iter().flat_map(|(_, points)| points.iter().copied());
         let most_x = points().map(|point| point.0).fold(1.0, f64::max);
-        let (least, most) =
-            points().map(|point| point.1).fold((f64::INFINITY, 0.0), |(a, b), y| (f64::min(a, y), f64::max(b, y)));
+        let most_y = points().map(|point| point.1).fold(0.0, f64::max);
         let mut chart = ChartBuilder::on(area)
             .caption(curve.title, ("sans-serif", 18))
             .margin(12)
             .x_label_area_size(40)
             .y_label_area_size(70)
-            .build_cartesian_2d(0.0..most_x * 1.02, (least * 0.8..most * 1.2).log_scale())?;
-        chart.configure_mesh().x_desc(curve.x).y_desc(curve.y).draw()?;
+            .build_cartesian_2d(0.0..most_x * 1.02, 0.0..most_y * 1.1)?;
+        chart.configure_mesh().x_desc(curve.x).y_desc(curve.y).x_label_formatter(&f64::to_string).draw()?;
         for ((name, points), colour) in curve.series.iter().zip(COLOURS.iter().cycle()) {
             let line = LineSeries::new(points.iter().copied(), colour.stroke_width(2)).point_size(3);
             chart
@@ -34,7 +32,12 @@ pub(super) fn write(path: &Path, curves: &[Curve]) -> Result<(), Box<dyn Error>>
                 .label(*name)
                 .legend(|(x, y)| Rectangle::new([(x, y - 2), (x + 14, y + 2)], colour.filled()));
         }
-        chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperLeft)
+            .background_style(WHITE.mix(0.8))
+            .border_style(BLACK)
+            .draw()?;
     }
     area.present()?;
     Ok(())
