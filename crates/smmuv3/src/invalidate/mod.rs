@@ -22,7 +22,7 @@ use arrayvec::ArrayVec;
 use crate::arch::regs::CmdqError;
 use crate::arch::{Granule, Prot};
 use crate::domain::{Paging, PagingDomain};
-use crate::invs::{Invs, Key, Kind};
+use crate::invs::{Invs, Key, Kind, Run};
 use crate::pgtable::MapCause;
 use crate::platform::{Iova, PhysAddr, Platform};
 use crate::queue::{QueueError, Submission, Ticket};
@@ -266,7 +266,7 @@ impl<P: Platform> Paging<P> {
         let change = match gathered.spans.as_slice() {
             [] => return Ok(UnmapReport::default()),
             [Span { first: 0, last, .. }] if last + 1 == shape.input_end() => Change::Everything,
-            spans => Change::Spans { granule, spans },
+            spans => Change::Spans { granule, cover: self.cover, spans },
         };
         let result = invalidate(&self.fleet, &self.invs, &change);
         let bytes = gathered.bytes;
@@ -293,8 +293,8 @@ pub(crate) fn invalidate<P: Platform>(
     // Entering the read section passes barrier (A): the change of the descriptors comes before the load of the array.
     // litmus: publication, publication-again
     let array = invs.load();
-    let mut keys = array.live().map(|(key, _)| key).peekable();
-    if keys.peek().is_none() {
+    let mut runs = array.runs().peekable();
+    if runs.peek().is_none() {
         // The last device may just have been detached: what it did before comes before what the caller does next, as
         // behind a CMD_SYNC. litmus: detached
         fleet.platform.read_barrier();
@@ -304,16 +304,14 @@ pub(crate) fn invalidate<P: Platform>(
     let members = fleet.load();
     let mut result = Ok(());
     let mut tickets: ArrayVec<(&Shared<Smmu<P>>, Ticket), MAX_SMMUS> = ArrayVec::new();
-    while let Some(index) = keys.peek().map(|key: &Key| key.smmu()) {
-        let group = core::iter::from_fn(|| keys.next_if(|key| key.smmu() == index));
+    while let Some(index) = runs.peek().map(|run: &Run<'_>| run.smmu()) {
+        let group = core::iter::from_fn(|| runs.next_if(|run| run.smmu() == index));
         // Entries are made with the index of a member, and members stay while devices are attached.
         let Some(smmu) = members.get(index) else {
             group.for_each(drop);
             continue;
         };
-        let push = |queue: &mut Submission<'_, P>| {
-            push_commands(group, change, &smmu.features, smmu.ats_stu, |command| queue.push(command));
-        };
+        let push = |queue: &mut Submission<'_, P>| push_commands(group, change, &smmu.features, smmu.ats_stu, queue);
         match smmu.submit(push) {
             Ok(ticket) => {
                 let _ = tickets.try_push((smmu, ticket));

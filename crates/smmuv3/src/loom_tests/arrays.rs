@@ -134,6 +134,31 @@ fn nobody_with_an_older_array_talks_to_a_device_whose_ats_is_off() {
     });
 }
 
+/// What is trash since long ago is not sent anything, also when the array gets shorter meanwhile, and with it the count of its trash: the two
+/// are one word.
+///
+///     unmapping thread                  detaching thread
+///     load length and trash             the last entry goes: shorter, and no trash before its end any more
+///     skip trash, if there is any
+#[test]
+fn length_and_trash_are_of_the_same_moment() {
+    explore(None, || {
+        let world = World::new(&[ASID, ATC, OTHER_ATC]);
+        world.invs.leave(&[ATC], |_| panic!("a tag is left"));
+        world.sections.synchronize();
+        let detach = thread::spawn({
+            let world = world.clone();
+            move || world.invs.leave(&[OTHER_ATC], |_| panic!("a tag is left"))
+        });
+        let mut told = alloc::vec::Vec::new();
+        let array = world.invs.load();
+        array.runs().for_each(|run| run.extend(&mut told, |key| key));
+        drop(array);
+        assert!(told.contains(&ASID) && !told.contains(&ATC), "a device that has left is sent an ATC_INV");
+        detach.join().unwrap();
+    });
+}
+
 #[test]
 fn a_tag_is_clean_when_it_is_given_out_again() {
     explore(None, || {

@@ -73,6 +73,11 @@ pub(crate) struct Submission<'a, P: Platform> {
 impl<P: Platform> Submission<'_, P> {
     /// Adds a command. Once space did not come in time, nothing is added any more and the submission fails.
     pub(crate) fn push(&mut self, command: Command) {
+        self.push_raw(command.encode());
+    }
+
+    /// Adds a command that is encoded already.
+    pub(crate) fn push_raw(&mut self, command: RawCommand) {
         if self.result.is_err() {
             return;
         }
@@ -91,8 +96,14 @@ impl<P: Platform> Submission<'_, P> {
                 return;
             }
         }
-        queue.write(self.state.prod, command.encode());
+        queue.write(self.state.prod, command);
         self.state.prod += 1;
+    }
+}
+
+impl<P: Platform> Extend<RawCommand> for Submission<'_, P> {
+    fn extend<T: IntoIterator<Item = RawCommand>>(&mut self, commands: T) {
+        commands.into_iter().for_each(|command| self.push_raw(command));
     }
 }
 
