@@ -5,6 +5,7 @@
 
 pub mod array;
 mod figure;
+pub mod section;
 mod timing;
 
 pub use figure::{Bound, Figure};
