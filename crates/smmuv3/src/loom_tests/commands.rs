@@ -1,13 +1,19 @@
 //! The command queue: several producers, an SMMU that consumes.
+//!
+//! Threads that wait do so in turns that loom explores without end if there are three of them: where the SMMU is a thread, one producer waits at a time, and where more wait, whoever rings the doorbell plays the SMMU.
 
+extern crate std;
+
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use loom::thread;
 
 use super::{LoomPlatform, Registers, Watched, explore};
 use crate::arch::Command;
+use crate::arch::regs::{CmdqError, Gerror};
 use crate::primitive::{Ordering, fence};
-use crate::queue::{CommandQueue, Submission, Ticket};
+use crate::queue::{CommandQueue, QueueError, Submission, Ticket};
 
 /// A queue, its registers, and what the commands are about.
 struct World {
@@ -40,8 +46,21 @@ impl World {
         numbers.iter().for_each(|&number| self.done[number].destroy());
     }
 
-    /// The SMMU: consumes what is announced until so many CMD_SYNCs were among it. Returns the numbers of the other commands.
-    fn consume(&self, mut syncs: u32) -> Vec<usize> {
+    /// The SMMU refuses the command that it stands at, and goes on when that is acknowledged.
+    fn refuse(&self, cons: u32) {
+        self.registers.cons.store(cons | 1 << 24, Ordering::Relaxed);
+        fence(Ordering::Release);
+        let gerror = self.registers.gerror.load(Ordering::Relaxed) ^ Gerror::CMDQ_ERR.bits();
+        self.registers.gerror.store(gerror, Ordering::Relaxed);
+        while self.registers.gerrorn.load(Ordering::Relaxed) != gerror {
+            thread::yield_now();
+        }
+        fence(Ordering::Acquire);
+    }
+
+    /// The SMMU: consumes what is announced until so many CMD_SYNCs were among it. Returns the numbers of the other commands. It refuses the one with the
+    /// number `bad`.
+    fn consume(&self, mut syncs: u32, bad: Option<usize>) -> Vec<usize> {
         let (mask, wrap) = ((1u32 << self.log2) - 1, (2u32 << self.log2) - 1);
         let mut cons = 0;
         let mut seen = Vec::new();
@@ -56,10 +75,15 @@ impl World {
             while cons != prod {
                 let slot = 2 * (cons & mask) as usize;
                 let word = self.platform.words()[slot].load(Ordering::Relaxed);
+                let number = (word >> 48) as usize;
                 match word & 0xff {
                     0x46 => syncs -= 1,
+                    0x11 if bad == Some(number) => {
+                        self.refuse(cons);
+                        let word = self.platform.words()[slot].load(Ordering::Relaxed);
+                        assert_eq!(word & 0xff, 0x46, "it is replaced");
+                    }
                     0x11 => {
-                        let number = (word >> 48) as usize;
                         self.done[number].use_it();
                         seen.push(number);
                     }
@@ -90,7 +114,7 @@ fn check(log2: u8, preemptions: Option<usize>, waits: bool, producers: &'static 
             })
         };
         let threads: Vec<_> = producers.iter().map(produce).collect();
-        let seen = world.consume(producers.len() as u32);
+        let seen = world.consume(producers.len() as u32, None);
         for thread in threads {
             let (numbers, ticket) = thread.join().unwrap();
             let ours: Vec<usize> = seen.iter().copied().filter(|number| numbers.contains(number)).collect();
@@ -107,12 +131,6 @@ fn commands_of_two_producers_are_carried_out_once_each() {
     check(2, Some(3), false, &[&[0], &[1]]);
 }
 
-/// Each submission fills the queue, so that the second waits for space, and writes where the first had been; and both wait for their own.
-#[test]
-fn two_producers_take_turns_on_the_smallest_queue() {
-    check(1, Some(2), true, &[&[0], &[1]]);
-}
-
 /// More commands than the queue has places, and an odd number, so that the queue wraps in the middle of a submission.
 #[test]
 fn a_submission_may_be_larger_than_the_queue() {
@@ -122,4 +140,131 @@ fn a_submission_may_be_larger_than_the_queue() {
 #[test]
 fn three_producers_share_a_queue() {
     check(3, Some(1), false, &[&[0], &[1], &[2]]);
+}
+
+/// Several wait, for room and for their commands. Every producer's marks are found by the one that rings, with the commands behind them.
+fn check_without_smmu(log2: u8, preemptions: Option<usize>, producers: &'static [&'static [usize]]) {
+    explore(preemptions, move || {
+        let platform = LoomPlatform::weak((2 << log2).max(8));
+        let queue = CommandQueue::new(&platform, log2, u64::MAX).unwrap();
+        let seen = Arc::new(std::sync::Mutex::new((0, Vec::new())));
+        let consume = {
+            let (platform, seen) = (platform.clone(), seen.clone());
+            move |prod: u32| {
+                let (cons, numbers) = &mut *seen.lock().unwrap();
+                while *cons != prod {
+                    let slot = 2 * (*cons & ((1 << log2) - 1)) as usize;
+                    let word = platform.words()[slot].load(Ordering::Relaxed);
+                    match word & 0xff {
+                        0x46 => {}
+                        0x11 => numbers.push((word >> 48) as usize),
+                        other => panic!("opcode {other:#x} in slot {slot}"),
+                    }
+                    *cons = (*cons + 1) & ((2 << log2) - 1);
+                }
+            }
+        };
+        let registers = Registers { consume: Some(Box::new(consume)), ..Registers::default() };
+        let world = Arc::new((queue, registers));
+        let produce = |numbers: &&'static [usize]| {
+            let (world, numbers) = (world.clone(), *numbers);
+            thread::spawn(move || {
+                let (queue, registers) = &*world;
+                let tlbi = |&number: &usize| Command::TlbiNhAsid { vmid: 0, asid: number as u16 };
+                let ticket =
+                    queue.submit(registers, |queue| numbers.iter().map(tlbi).for_each(|command| queue.push(command)));
+                queue.wait(registers, ticket.unwrap()).unwrap();
+                numbers
+            })
+        };
+        let threads: Vec<_> = producers.iter().map(produce).collect();
+        for thread in threads {
+            let numbers = thread.join().unwrap();
+            let (_, seen) = &*seen.lock().unwrap();
+            let ours: Vec<usize> = seen.iter().copied().filter(|number| numbers.contains(number)).collect();
+            assert_eq!(ours, numbers, "each command once, and in order");
+        }
+    });
+}
+
+#[test]
+fn who_rings_the_doorbell_finds_the_commands_of_others_written() {
+    check_without_smmu(3, Some(3), &[&[0], &[1]]);
+}
+
+/// Each submission fills the queue, so that the second waits for room.
+#[test]
+fn two_producers_take_turns_on_the_smallest_queue() {
+    check_without_smmu(1, Some(2), &[&[0], &[1]]);
+}
+
+/// One submission is larger than the queue, and the other comes between its parts.
+#[test]
+fn a_large_and_a_small_submission_share_the_smallest_queue() {
+    check_without_smmu(1, Some(1), &[&[0, 1], &[2]]);
+}
+
+///     a thread that looks          the producer
+///     CONS: 0
+///                                  waits for room, puts the next command where the first was
+///     what is consumed: 2
+///     takes the index 0 for the position 4
+///                                  takes that for the end of its command
+#[test]
+fn a_look_that_takes_long_confirms_nothing_that_is_not_done() {
+    explore(Some(3), || {
+        let world = World::new(1);
+        let onlooker = world.clone();
+        let onlooker = thread::spawn(move || {
+            onlooker.queue.look(&onlooker.registers);
+        });
+        let producer = world.clone();
+        let producer = thread::spawn(move || {
+            let _first = producer.submit(&[0]);
+            let ticket = producer.submit(&[1]);
+            producer.wait(&[1], ticket);
+        });
+        assert_eq!(world.consume(2, None), [0, 1]);
+        onlooker.join().unwrap();
+        producer.join().unwrap();
+    });
+}
+
+/// A thread that learns from another's look that its commands are done.
+#[test]
+fn what_another_has_seen_of_the_smmu_counts_for_those_who_hear_of_it() {
+    explore(Some(3), || {
+        let world = World::new(2);
+        let onlooker = world.clone();
+        let onlooker = thread::spawn(move || {
+            onlooker.queue.look(&onlooker.registers);
+        });
+        let producer = world.clone();
+        let producer = thread::spawn(move || {
+            let ticket = producer.submit(&[0]);
+            producer.wait(&[0], ticket);
+        });
+        world.consume(1, None);
+        onlooker.join().unwrap();
+        producer.join().unwrap();
+    });
+}
+
+/// Another may have replaced the command that was refused: its owner knows it when the queue has gone on.
+#[test]
+fn the_owner_of_a_refused_command_is_told() {
+    explore(Some(2), || {
+        let world = World::new(2);
+        let other = world.clone();
+        let other = thread::spawn(move || other.queue.with_gerror_owned(&other.registers, || ()));
+        let owner = world.clone();
+        let owner = thread::spawn(move || {
+            let ticket = owner.submit(&[0]);
+            let result = owner.queue.wait(&owner.registers, ticket);
+            assert_eq!(result, Err(QueueError::Refused(CmdqError::Illegal)));
+        });
+        assert_eq!(world.consume(1, Some(0)), []);
+        other.join().unwrap();
+        owner.join().unwrap();
+    });
 }

@@ -22,10 +22,12 @@ use alloc::string::ToString;
 use alloc::sync::Arc;
 use core::cell::Cell;
 use loom::sync::{Mutex, MutexGuard};
+use std::boxed::Box;
 use std::cell::UnsafeCell;
 use std::sync::OnceLock;
 use std::vec::Vec;
 
+use crate::arch::regs::offset;
 use crate::platform::{DmaWindow, Mmio, PhysAddr, Platform};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::rcu::ShardedRcu;
@@ -63,13 +65,24 @@ struct Inner {
     window: DmaWindow,
     words: Arc<[AtomicU64]>,
     given: std::sync::Mutex<usize>,
+    /// `DMB ST` orders stores and nothing else.
+    weak: bool,
 }
 
 impl LoomPlatform {
     fn new(words: usize) -> Self {
+        LoomPlatform::with(words, false)
+    }
+
+    /// Barriers for writes order only writes of the thread that passes them, for models in which the same thread plays the SMMU.
+    fn weak(words: usize) -> Self {
+        LoomPlatform::with(words, true)
+    }
+
+    fn with(words: usize, weak: bool) -> Self {
         let words: Arc<[AtomicU64]> = (0..words).map(|_| AtomicU64::new(0)).collect();
         let window = DmaWindow::from_words(words.clone(), PhysAddr(BASE));
-        LoomPlatform(Arc::new(Inner { window, words, given: std::sync::Mutex::new(0) }))
+        LoomPlatform(Arc::new(Inner { window, words, given: std::sync::Mutex::new(0), weak }))
     }
 
     /// The words of memory, as the SMMU sees them.
@@ -97,7 +110,7 @@ impl Platform for LoomPlatform {
         fence(Ordering::SeqCst);
     }
     fn write_barrier(&self) {
-        fence(Ordering::SeqCst);
+        fence(if self.0.weak { Ordering::Release } else { Ordering::SeqCst });
     }
     fn read_barrier(&self) {
         fence(Ordering::Acquire);
@@ -113,23 +126,42 @@ impl Platform for LoomPlatform {
     }
 }
 
-/// The registers of a command queue. MMIO orders nothing by itself.
+/// The registers of a command queue. MMIO orders nothing but itself.
 #[derive(Default)]
 struct Registers {
     prod: AtomicU32,
     cons: AtomicU32,
+    gerror: AtomicU32,
+    gerrorn: AtomicU32,
+    /// Called at the doorbell. If there is such a thing, the SMMU is no thread: it has consumed everything when the doorbell has rung.
+    consume: Option<Box<dyn Fn(u32) + Send + Sync>>,
+}
+
+impl Registers {
+    fn at(&self, offset: usize) -> Option<&AtomicU32> {
+        Some(match offset {
+            offset::CMDQ_PROD => &self.prod,
+            offset::CMDQ_CONS => &self.cons,
+            offset::GERROR => &self.gerror,
+            offset::GERRORN => &self.gerrorn,
+            _ => return None,
+        })
+    }
 }
 
 impl Mmio for Registers {
     fn read32(&self, offset: usize) -> u32 {
-        match offset {
-            crate::arch::regs::offset::CMDQ_CONS => self.cons.load(Ordering::Relaxed),
-            _ => 0,
-        }
+        // Registers are read in program order: CONS behind the error that stopped it.
+        let order = if offset == crate::arch::regs::offset::GERROR { Ordering::Acquire } else { Ordering::Relaxed };
+        self.at(offset).map_or(0, |register| register.load(order))
     }
     fn write32(&self, offset: usize, value: u32) {
-        if offset == crate::arch::regs::offset::CMDQ_PROD {
-            self.prod.store(value, Ordering::Relaxed);
+        if let Some(register) = self.at(offset) {
+            register.store(value, Ordering::Relaxed);
+        }
+        if let (offset::CMDQ_PROD, Some(consume)) = (offset, &self.consume) {
+            consume(value);
+            self.cons.store(value, Ordering::Relaxed);
         }
     }
     fn read64(&self, _: usize) -> u64 {
