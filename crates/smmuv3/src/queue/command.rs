@@ -87,14 +87,14 @@ pub(crate) struct Submission<'a, P: Platform> {
     queue: &'a CommandQueue<P>,
     mmio: &'a P::Mmio,
     /// What is not yet in the queue.
-    commands: ArrayVec<RawCommand, STRETCH>,
+    commands: ArrayVec<Command, STRETCH>,
     /// There is an ATC_INV among `commands`, and no CMD_SYNC behind it.
     atc_inv: bool,
-    /// What is in the queue already.
-    ticket: Option<Ticket>,
+    /// The position of the first command that is in the queue; `u64::MAX` as long as there is none.
+    owner: u64,
     /// For all the waiting of this submission together.
     deadline: Option<Deadline>,
-    result: Result<(), QueueError>,
+    failed: bool,
 }
 
 impl<P: Platform> Submission<'_, P> {
@@ -107,25 +107,23 @@ impl<P: Platform> Submission<'_, P> {
         if self.commands.len() + 1 + usize::from(sync_to_come) > self.queue.stretch() {
             self.flush();
         }
-        // There is room: what was there is in the queue now, or is lost with the submission.
-        let _ = self.commands.try_push(command.encode());
+        // There is room: what was there is in the queue now, or the submission has failed.
+        let _ = self.commands.try_push(command);
         self.atc_inv = !is_sync && (self.atc_inv || is_atc_inv);
     }
 
-    /// Puts what there is into the queue.
-    fn flush(&mut self) {
+    /// Puts what there is into the queue, and returns the position behind it.
+    fn flush(&mut self) -> Option<u64> {
         if self.atc_inv {
-            let _ = self.commands.try_push(Command::Sync(SyncSignal::None).encode());
+            let _ = self.commands.try_push(Command::Sync(SyncSignal::None));
             self.atc_inv = false;
         }
-        if self.result.is_ok() {
-            let owner = self.ticket.map(|ticket| ticket.start);
-            match self.queue.put(self.mmio, &self.commands, owner, &mut self.deadline) {
-                Ok(stretch) => self.ticket = Some(Ticket { start: owner.unwrap_or(stretch.start), ..stretch }),
-                Err(error) => self.result = Err(error),
-            }
-        }
+        let start = if self.failed { None } else { self.queue.put(self) };
+        let end = start.map(|start| start + self.commands.len() as u64);
+        self.owner = self.owner.min(start.unwrap_or(u64::MAX));
+        self.failed = start.is_none();
         self.commands.clear();
+        end
     }
 }
 
@@ -169,21 +167,20 @@ impl<P: Platform> CommandQueue<P> {
             mmio,
             commands: ArrayVec::new(),
             atc_inv: false,
-            ticket: None,
+            owner: u64::MAX,
             deadline: None,
-            result: Ok(()),
+            failed: false,
         };
         fill(&mut submission);
         submission.push(Command::Sync(SyncSignal::None));
-        submission.flush();
-        // Without an error the last stretch is in the queue.
-        submission.result.and(submission.ticket.ok_or(QueueError::Timeout))
+        let end = submission.flush().ok_or(QueueError::Timeout)?;
+        Ok(Ticket { start: submission.owner, end })
     }
 
     /// Waits until the SMMU has consumed all of a submission, which its CMD_SYNC makes mean: carried out.
     pub(crate) fn wait(&self, mmio: &P::Mmio, ticket: Ticket) -> Result<(), QueueError> {
         let consumed = || {
-            if self.ring.consumed() >= ticket.end || self.look(mmio) >= ticket.end {
+            if self.ring.consumed() >= ticket.end || self.look(mmio, self.ring.size() / 8) >= ticket.end {
                 return true;
             }
             self.announce_rest(mmio);
@@ -232,32 +229,29 @@ impl<P: Platform> CommandQueue<P> {
         STRETCH.min(self.ring.size() as usize)
     }
 
-    /// Puts commands into the queue, at most [`stretch`](Self::stretch) of them, as soon as there is room. They are their own owner if there is none.
-    fn put(
-        &self,
-        mmio: &P::Mmio,
-        commands: &[RawCommand],
-        owner: Option<u64>,
-        deadline: &mut Option<Deadline>,
-    ) -> Result<Ticket, QueueError> {
+    /// Puts what there is of a submission into the queue, as soon as there is room, and returns the position of the first command. `None`: there was
+    /// no room in time.
+    fn put(&self, submission: &mut Submission<'_, P>) -> Option<u64> {
+        let Submission { mmio, commands, owner, deadline, .. } = submission;
         let try_put = || {
             self.platform.without_interrupts(|| {
                 let start = self.ring.reserve(commands.len() as u64)?;
                 let end = start + commands.len() as u64;
-                for (position, command) in (start..end).zip(commands) {
-                    self.write(position, command);
-                    self.ring.set_owner(position, owner.unwrap_or(start));
+                let words = self.entries.words();
+                for (position, command) in (start..end).zip(&*commands) {
+                    self.write(words, position, command.encode());
+                    self.ring.set_owner(position, start.min(*owner));
                 }
                 self.ring.mark(start, end);
                 self.ring.announce(|prod| self.ring_doorbell(mmio, prod));
-                Some(Ticket { start, end })
+                Some(start)
             })
         };
         // Who comes later waits behind those who wait.
         if self.turns.waiting() {
             return self.put_in_turn(mmio, deadline, try_put);
         }
-        try_put().map_or_else(|| self.put_in_turn(mmio, deadline, try_put), Ok)
+        try_put().or_else(|| self.put_in_turn(mmio, deadline, try_put))
     }
 
     /// The queue was full: tries again until there is room, in turn with the others who wait.
@@ -266,17 +260,17 @@ impl<P: Platform> CommandQueue<P> {
         &self,
         mmio: &P::Mmio,
         deadline: &mut Option<Deadline>,
-        try_put: impl Fn() -> Option<Ticket>,
-    ) -> Result<Ticket, QueueError> {
-        let stood_at = self.look(mmio);
+        try_put: impl Fn() -> Option<u64>,
+    ) -> Option<u64> {
+        let stood_at = self.look(mmio, 0);
         let timeout_ns = if self.stuck.load(Relaxed) == stood_at { 0 } else { self.timeout_ns };
         let deadline = deadline.get_or_insert_with(|| Deadline::after(&self.platform, timeout_ns));
         let turn = self.turns.draw();
         let mut passed_over = 0;
-        let mut stretch = None;
+        let mut start = None;
         deadline.wait(&self.platform, || {
             // Nobody else is relied on for that.
-            self.look(mmio);
+            self.look(mmio, 0);
             self.announce_rest(mmio);
             if !self.turns.is_up(turn) {
                 let room_for_anybody = self.ring.room() >= self.stretch() as u64;
@@ -285,23 +279,24 @@ impl<P: Platform> CommandQueue<P> {
                     return false;
                 }
             }
-            stretch = try_put();
-            stretch.is_some()
+            start = try_put();
+            start.is_some()
         });
-        // Who gives up before his turn is a gap that those behind him overtake.
-        if stretch.is_some() || self.turns.is_up(turn) {
+        // Who gives up before his turn leaves a gap, which those behind him overtake.
+        if start.is_some() || self.turns.is_up(turn) {
             self.turns.pass(turn);
         }
-        if stretch.is_none() && self.ring.consumed() == stood_at {
+        if start.is_none() && self.ring.consumed() == stood_at {
             self.stuck.store(stood_at, Relaxed);
         }
-        stretch.ok_or(QueueError::Timeout)
+        start
     }
 
-    fn write(&self, position: u64, command: &RawCommand) {
+    /// Writes a command to its place among the words of the queue.
+    fn write(&self, words: &[AtomicU64], position: u64, command: RawCommand) {
         let place = self.ring.place(position) * 2;
-        for (word, value) in self.entries.words().iter().skip(place).zip(command.0) {
-            word.store(value, Relaxed);
+        if let Some(words) = words.get(place..place + 2) {
+            words.iter().zip(command.0).for_each(|(word, value)| word.store(value, Relaxed));
         }
     }
 
@@ -320,8 +315,9 @@ impl<P: Platform> CommandQueue<P> {
         }
     }
 
-    /// Looks how far the SMMU has come, and sets it going again where a command stopped it. Returns a position that it has reached.
-    pub(crate) fn look(&self, mmio: &P::Mmio) -> u64 {
+    /// Looks how far the SMMU has come, and sets it going again where a command stopped it. Returns a position that it has reached. Others are told if it is more than
+    /// `news` beyond what they know: they all read that, so it changes rarely where it need not.
+    pub(crate) fn look(&self, mmio: &P::Mmio, news: u64) -> u64 {
         // Before CONS: it may be that this thread sleeps now, and the SMMU goes round and round.
         let base = self.ring.consumed();
         let raw = mmio.read32(self.indices.cons);
@@ -335,7 +331,9 @@ impl<P: Platform> CommandQueue<P> {
         let Some(position) = self.ring.position(base, cons.rd().value()) else {
             return base;
         };
-        self.ring.consumed_up_to(position);
+        if position > base + news {
+            self.ring.consumed_up_to(position);
+        }
         // ERR keeps its value after the error is over. Where nothing is pending, it is.
         if CmdqError::from(cons.err()) != CmdqError::None && position < self.ring.announced() && stopped(mmio).is_some()
         {
@@ -374,7 +372,7 @@ impl<P: Platform> CommandQueue<P> {
         }
         failures.list.push((owner, CmdqError::from(cons.err())));
         self.suspects.store(self.suspects.load(Relaxed).max(owner + 1), Relaxed);
-        self.write(position, &Command::Sync(SyncSignal::None).encode());
+        self.write(self.entries.words(), position, Command::Sync(SyncSignal::None).encode());
         // The failure is known, and the command replaced, before the queue goes on. litmus: doorbell, refused
         self.platform.write_barrier();
         mmio.write32(offset::GERRORN, (gerrorn ^ Gerror::CMDQ_ERR).bits());

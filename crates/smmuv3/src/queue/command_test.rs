@@ -72,7 +72,7 @@ fn all_ones_are_no_progress_wherever_the_queue_stands() {
         for position in 0..4 << log2 {
             let (_, queue, mmio) = queue(log2, 0, Consumer::Eager);
             (0..position).for_each(|_| queue.wait(&mmio, queue.submit_some(&mmio, 0).unwrap()).unwrap());
-            assert_eq!(queue.ring.consumed(), position);
+            assert_eq!(queue.ring.announced(), position);
             mmio.become_(Consumer::Gone);
             let ticket = queue.submit_some(&mmio, 1).unwrap();
             assert_eq!(queue.wait(&mmio, ticket), Err(QueueError::Timeout), "{position} of 2^{log2}");
@@ -265,7 +265,7 @@ fn a_command_between_the_stretches_of_another_submission_fails_for_its_owner_alo
             (0..3).for_each(|_| large.push(Command::TlbiNsnhAll));
             inner = Some(queue.submit_some(&mmio, 1).unwrap());
             stop(&mmio, queue.ring.index(inner.unwrap().start), 1);
-            queue.look(&mmio);
+            queue.look(&mmio, 0);
             mmio.become_(Consumer::Eager);
             (0..3).for_each(|_| large.push(Command::TlbiNsnhAll));
         })
@@ -279,7 +279,7 @@ fn a_command_between_the_stretches_of_another_submission_fails_for_its_owner_alo
         .submit(&mmio, |large| {
             (0..5).for_each(|_| large.push(Command::TlbiNsnhAll));
             stop(&mmio, queue.ring.index(queue.ring.announced() - 2), 1);
-            queue.look(&mmio);
+            queue.look(&mmio, 0);
             mmio.become_(Consumer::Eager);
         })
         .unwrap();
@@ -293,7 +293,7 @@ fn a_queue_that_one_error_stopped_is_acknowledged_once_by_many() {
     stop(&mmio, 0, 1);
     thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| queue.look(&mmio));
+            scope.spawn(|| queue.look(&mmio, 0));
         }
     });
     assert_eq!(mmio.gerror.load(Relaxed), mmio.gerrorn.load(Relaxed));
