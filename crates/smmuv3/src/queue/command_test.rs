@@ -1,8 +1,10 @@
 extern crate std;
 
 use super::*;
+use crate::queue::ring::ROUNDS;
 use crate::testing::{Consumer, TestMmio, TestPlatform};
 use alloc::sync::Arc;
+use core::cell::Cell;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::vec::Vec;
@@ -175,6 +177,33 @@ fn who_waits_for_room_looks_for_himself_how_far_the_smmu_has_come() {
     mmio.become_(Consumer::Eager);
     // Nobody waits for what fills the queue.
     let _ticket = queue.submit_some(&mmio, 1).unwrap();
+}
+
+/// One producer announces for others again and again, until it leaves that to those who wait for their commands, or for room.
+#[test]
+fn what_is_left_unannounced_is_announced_by_those_who_wait() {
+    let (_, queue, mmio) = queue(3, SECOND, Consumer::Eager);
+    let put = || {
+        let start = queue.ring.reserve(1).unwrap();
+        queue.write(queue.entries.words(), start, Command::Sync(SyncSignal::None).encode());
+        queue.ring.mark(start, start + 1);
+        Ticket { start, end: start + 1 }
+    };
+    for _ in 0..2 {
+        let ticket = Cell::new(put());
+        let rounds = Cell::new(0);
+        queue.ring.announce(|prod| {
+            queue.ring_doorbell(&mmio, prod);
+            rounds.set(rounds.get() + 1);
+            ticket.set(put());
+        });
+        assert_eq!(rounds.get(), ROUNDS);
+        assert!(queue.ring.announced() < ticket.get().end);
+        queue.wait(&mmio, ticket.get()).unwrap();
+    }
+    // Nobody has announced what fills the queue.
+    while queue.ring.reserve(1).map(|start| queue.ring.mark(start, start + 1)).is_some() {}
+    let _ticket = queue.submit_some(&mmio, 0).unwrap();
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::primitive::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use crate::primitive::{AtomicBool, AtomicU64};
 
 /// How often one producer announces what others wrote meanwhile before it leaves that to those who wait.
-const ROUNDS: usize = 4;
+pub(super) const ROUNDS: usize = 4;
 
 /// What is known of the command at a position; the places of a ring are used in turn, like those of the queue.
 #[derive(Default)]
