@@ -219,6 +219,7 @@ pub enum IllegalCommand {
 impl Command {
     /// The 16 bytes for the queue. Address bits 11:0 have no place in a command and are dropped; so are bits of `num`,
     /// `scale`, `ssid` and the like above the width of their field.
+    #[inline]
     pub fn encode(&self) -> RawCommand {
         let w = |opcode| Word0::default().with_opcode(opcode);
         let stream = |opcode, sid| w(opcode).with_sid(sid);

@@ -124,6 +124,7 @@ pub trait Platform: Clone + Send + Sync + 'static {
     /// well to prevent that here too: all who come later wait for a thread that is taken off its CPU inside.
     ///
     /// The default just calls `f`. It is right where no interrupt handler unmaps, or submits anything else to an SMMU.
+    #[inline]
     fn without_interrupts<R>(&self, f: impl FnOnce() -> R) -> R {
         f()
     }

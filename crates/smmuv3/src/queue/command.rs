@@ -16,13 +16,15 @@ use lock_api::Mutex;
 use super::Deadline;
 use super::ring::{Ring, Turns};
 use crate::arch::regs::{self, CmdqCons, CmdqError, Gerror, offset};
-use crate::arch::{Command, RawCommand, SyncSignal, op};
+use crate::arch::{Command, RawCommand, op};
 use crate::platform::{DmaBox, Mmio, Platform};
 use crate::primitive::AtomicU64;
 use crate::primitive::Ordering::Relaxed;
 use crossbeam_utils::CachePadded;
 
 const ENTRY_SIZE: usize = 16;
+/// A CMD_SYNC without a signal.
+const SYNC: RawCommand = RawCommand([op::SYNC as u64, 0]);
 /// What registers of an SMMU that is gone read as. `CMDQ_CONS` has bits that are always 0, so it is no state of a queue.
 const GONE: u32 = u32::MAX;
 /// Refused commands that are remembered until their owner asks.
@@ -43,11 +45,10 @@ pub enum QueueError {
     Timeout,
 }
 
-/// A submission: its commands stand at positions from `start` to `end`, with others between them if they were many.
+/// A submission: its commands stand at positions from `start` to `end`, with others' between them if they were too many for one stretch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "commands have no effect that can be relied on before they were waited for"]
 pub(crate) struct Ticket {
-    /// The position of the first, by which the owner of a command is known.
     start: u64,
     end: u64,
 }
@@ -91,7 +92,7 @@ pub(crate) struct Submission<'a, P: Platform> {
     /// There is an ATC_INV among `commands`, and no CMD_SYNC behind it.
     atc_inv: bool,
     /// The position of the first command that is in the queue; `u64::MAX` as long as there is none.
-    owner: u64,
+    start: u64,
     /// For all the waiting of this submission together.
     deadline: Option<Deadline>,
     failed: bool,
@@ -99,33 +100,37 @@ pub(crate) struct Submission<'a, P: Platform> {
 
 impl<P: Platform> Submission<'_, P> {
     /// Adds a command. Once room did not come in time, nothing is added any more and the submission fails.
+    #[inline]
     pub(crate) fn push(&mut self, command: Command) {
         self.push_raw(command.encode());
     }
 
     /// Adds a command that is encoded already.
+    #[inline]
     pub(crate) fn push_raw(&mut self, command: RawCommand) {
         let opcode = command.0[0] as u8;
         // An ATC_INV that is not answered is reported by the next CMD_SYNC, whosever that is (§4.7.3):
         // its own must follow before another's can.
         let sync_to_come = opcode != op::SYNC && (self.atc_inv || opcode == op::ATC_INV);
         if self.commands.len() + 1 + usize::from(sync_to_come) > self.queue.stretch() {
-            self.flush();
+            let _ = self.flush(true);
         }
         // There is room: what was there is in the queue now, or the submission has failed.
         let _ = self.commands.try_push(command);
         self.atc_inv = sync_to_come;
     }
 
-    /// Puts what there is into the queue, and returns the position behind it.
-    fn flush(&mut self) -> Option<u64> {
+    /// Puts what there is into the queue, if there is room in time, and returns the position behind it. More commands follow if it `is_part` of the
+    /// submission.
+    #[inline]
+    fn flush(&mut self, is_part: bool) -> Option<u64> {
         if self.atc_inv {
-            let _ = self.commands.try_push(Command::Sync(SyncSignal::None).encode());
+            let _ = self.commands.try_push(SYNC);
             self.atc_inv = false;
         }
-        let start = if self.failed { None } else { self.queue.put(self) };
+        let start = if self.failed { None } else { self.queue.put(self, is_part) };
         let end = start.map(|start| start + self.commands.len() as u64);
-        self.owner = self.owner.min(start.unwrap_or(u64::MAX));
+        self.start = self.start.min(start.unwrap_or(u64::MAX));
         self.failed = start.is_none();
         self.commands.clear();
         end
@@ -162,6 +167,7 @@ impl<P: Platform> CommandQueue<P> {
 
     /// Hands the commands that `fill` pushes to the SMMU, in this order, and a CMD_SYNC behind them. No order is promised between
     /// submissions of different threads. Waits for room if the queue is full.
+    #[inline]
     pub(crate) fn submit(
         &self,
         mmio: &P::Mmio,
@@ -172,17 +178,18 @@ impl<P: Platform> CommandQueue<P> {
             mmio,
             commands: ArrayVec::new(),
             atc_inv: false,
-            owner: u64::MAX,
+            start: u64::MAX,
             deadline: None,
             failed: false,
         };
         fill(&mut submission);
-        submission.push(Command::Sync(SyncSignal::None));
-        let end = submission.flush().ok_or(QueueError::Timeout)?;
-        Ok(Ticket { start: submission.owner, end })
+        submission.push_raw(SYNC);
+        let end = submission.flush(false).ok_or(QueueError::Timeout)?;
+        Ok(Ticket { start: submission.start, end })
     }
 
     /// Waits until the SMMU has consumed all of a submission, which its CMD_SYNC makes mean: carried out.
+    #[inline]
     pub(crate) fn wait(&self, mmio: &P::Mmio, ticket: Ticket) -> Result<(), QueueError> {
         let consumed = || {
             if self.ring.consumed() >= ticket.end || self.look(mmio, self.ring.size() / 8) >= ticket.end {
@@ -211,15 +218,22 @@ impl<P: Platform> CommandQueue<P> {
         let mut failures = self.failures.lock();
         let mut failure = None;
         failures.list.retain(|(owner, error)| {
-            if *owner == ticket.start {
+            let ours = self.owns(ticket, *owner);
+            if ours {
                 failure.get_or_insert(*error);
             }
-            *owner != ticket.start
+            !ours
         });
         if ticket.start < failures.forgotten {
             failure.get_or_insert(CmdqError::Unknown(0));
         }
         failure
+    }
+
+    /// Whether a command is of this submission, by its [`owner`](Ring::owner).
+    fn owns(&self, Ticket { start, end }: Ticket, owner: u64) -> bool {
+        let in_one_stretch = end - start <= self.stretch() as u64;
+        if in_one_stretch { (start..end).contains(&owner) } else { owner == start }
     }
 
     /// Runs `f` while no one else acknowledges global errors. `CMDQ_ERR` is this queue's own to acknowledge.
@@ -230,25 +244,26 @@ impl<P: Platform> CommandQueue<P> {
     }
 
     /// The most commands that go into the queue together.
+    #[inline]
     fn stretch(&self) -> usize {
         STRETCH.min(self.ring.size() as usize)
     }
 
     /// Puts what there is of a submission into the queue, as soon as there is room, and returns the position of the first command. `None`: there was
     /// no room in time.
-    fn put(&self, submission: &mut Submission<'_, P>) -> Option<u64> {
-        let Submission { mmio, commands, owner, deadline, .. } = submission;
+    #[inline]
+    fn put(&self, submission: &mut Submission<'_, P>, is_part: bool) -> Option<u64> {
+        let Submission { mmio, commands, start: owner, deadline, .. } = submission;
+        let scattered = is_part || *owner != u64::MAX;
         let try_put = || {
             self.platform.without_interrupts(|| {
                 let stretch = self.ring.reserve(commands.len() as u64)?;
-                let start = stretch.start;
-                let words = self.entries.words();
-                for (position, command) in (start..stretch.end).zip(&*commands) {
-                    self.write(words, position, *command);
-                    self.ring.set_owner(position, start.min(*owner));
+                self.write(stretch.start, commands);
+                if scattered {
+                    self.ring.set_owner(stretch, stretch.start.min(*owner));
                 }
                 self.ring.announce(stretch, |prod| self.ring_doorbell(mmio, prod));
-                Some(start)
+                Some(stretch.start)
             })
         };
         // Who comes later waits behind those who wait.
@@ -296,15 +311,20 @@ impl<P: Platform> CommandQueue<P> {
         start
     }
 
-    /// Writes a command to its place among the words of the queue.
-    fn write(&self, words: &[AtomicU64], position: u64, command: RawCommand) {
-        let place = self.ring.place(position) * 2;
-        if let Some(words) = words.get(place..place + 2) {
-            words.iter().zip(command.0).for_each(|(word, value)| word.store(value, Relaxed));
+    /// Writes commands to their places.
+    #[inline]
+    fn write(&self, start: u64, commands: &[RawCommand]) {
+        let entries = self.entries.words();
+        for (position, command) in (start..).zip(commands) {
+            let at = 2 * self.ring.place(position);
+            if let Some(entry) = entries.get(at..at + 2) {
+                entry.iter().zip(command.0).for_each(|(word, value)| word.store(value, Relaxed));
+            }
         }
     }
 
     /// Tells the SMMU of everything before a position.
+    #[inline]
     fn ring_doorbell(&self, mmio: &P::Mmio, prod: u64) {
         // The commands, of whatever producer, and whatever memory they are about, come before the doorbell.
         // litmus: doorbell, doorbell-data, gathered
@@ -313,7 +333,7 @@ impl<P: Platform> CommandQueue<P> {
     }
 
     /// Announces what others have left to those who wait.
-    fn announce_rest(&self, mmio: &P::Mmio) {
+    pub(crate) fn announce_rest(&self, mmio: &P::Mmio) {
         if self.ring.has_rest() {
             self.platform.without_interrupts(|| self.ring.announce_rest(|prod| self.ring_doorbell(mmio, prod)));
         }
@@ -321,6 +341,7 @@ impl<P: Platform> CommandQueue<P> {
 
     /// Looks how far the SMMU has come, and sets it going again where a command stopped it. Returns a position that it has reached. Others are told if it is more than
     /// `news` beyond what they know: they all read that, so it changes rarely where it need not.
+    #[inline]
     pub(crate) fn look(&self, mmio: &P::Mmio, news: u64) -> u64 {
         // Before CONS: it may be that this thread sleeps now, and the SMMU goes round and round.
         let base = self.ring.consumed();
@@ -339,8 +360,7 @@ impl<P: Platform> CommandQueue<P> {
             self.ring.consumed_up_to(position);
         }
         // ERR keeps its value after the error is over. Where nothing is pending, it is.
-        if CmdqError::from(cons.err()) != CmdqError::None && position < self.ring.announced() && stopped(mmio).is_some()
-        {
+        if CmdqError::from(cons.err()) != CmdqError::None && !self.ring.ends_at(position) && stopped(mmio).is_some() {
             self.set_going(mmio, &mut self.failures.lock());
         }
         position
@@ -365,7 +385,7 @@ impl<P: Platform> CommandQueue<P> {
         let Some(position) = self.ring.position(self.ring.consumed(), cons.rd().value()) else {
             return;
         };
-        if position == self.ring.announced() {
+        if self.ring.ends_at(position) {
             return;
         }
         self.ring.consumed_up_to(position);
@@ -376,7 +396,7 @@ impl<P: Platform> CommandQueue<P> {
         }
         failures.list.push((owner, CmdqError::from(cons.err())));
         self.suspects.store(self.suspects.load(Relaxed).max(owner + 1), Relaxed);
-        self.write(self.entries.words(), position, Command::Sync(SyncSignal::None).encode());
+        self.write(position, &[SYNC]);
         // The failure is known, and the command replaced, before the queue goes on. litmus: doorbell, refused
         self.platform.write_barrier();
         mmio.write32(offset::GERRORN, (gerrorn ^ Gerror::CMDQ_ERR).bits());

@@ -1,15 +1,13 @@
 extern crate std;
 
 use super::*;
-use crate::queue::ring::ROUNDS;
 use crate::testing::{Consumer, TestMmio, TestPlatform};
 use alloc::sync::Arc;
-use core::cell::Cell;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::vec::Vec;
 
-const SYNC: u64 = 0x46;
+const SYNC_OPCODE: u64 = 0x46;
 const ATC_INV: u64 = 0x40;
 const SECOND: u64 = 1_000_000_000;
 
@@ -38,7 +36,7 @@ fn commands_are_visible_before_the_doorbell_rings() {
     platform.record_epochs();
     let ticket = queue.submit_some(&mmio, 1).unwrap();
     assert_eq!((ticket.start, ticket.end, mmio.prod.load(Relaxed)), (0, 2, 2));
-    assert_eq!(queue.opcodes()[..2], [0x30, SYNC]);
+    assert_eq!(queue.opcodes()[..2], [0x30, SYNC_OPCODE]);
 }
 
 #[test]
@@ -135,7 +133,7 @@ fn between_an_atc_inv_and_the_cmd_sync_behind_it_there_is_no_place_for_another_s
                     queue.push(atc_inv);
                     let prod = queue.queue.ring.announced();
                     let last = queue.queue.opcodes()[queue.queue.ring.place(prod.wrapping_sub(1))];
-                    assert!(prod == 0 || last == SYNC, "a stretch ends in {last:#x}");
+                    assert!(prod == 0 || last == SYNC_OPCODE, "a stretch ends in {last:#x}");
                 }
             })
             .unwrap();
@@ -175,35 +173,45 @@ fn who_waits_for_room_looks_for_himself_how_far_the_smmu_has_come() {
     let _ticket = queue.submit_some(&mmio, 1).unwrap();
 }
 
-/// One producer announces for others again and again, until it leaves that to those who wait for their commands, or for room.
+/// The two columns that [`Ring::announce`] names: a producer is ahead of his turn, and the other does not see his mark.
 #[test]
 fn what_is_left_unannounced_is_announced_by_those_who_wait() {
     let (_, queue, mmio) = queue(3, SECOND, Consumer::Eager);
     let put = || {
         let stretch = queue.ring.reserve(1).unwrap();
-        queue.write(queue.entries.words(), stretch.start, Command::Sync(SyncSignal::None).encode());
-        queue.ring.mark(&stretch);
-        Ticket { start: stretch.start, end: stretch.end }
+        queue.write(stretch.start, &[SYNC]);
+        stretch
     };
-    for _ in 0..2 {
-        let stretch = queue.ring.reserve(1).unwrap();
-        queue.write(queue.entries.words(), stretch.start, Command::Sync(SyncSignal::None).encode());
-        let ticket = Cell::new(put());
-        let rounds = Cell::new(0);
-        queue.ring.announce(stretch, |prod| {
-            queue.ring_doorbell(&mmio, prod);
-            rounds.set(rounds.get() + 1);
-            ticket.set(put());
-        });
-        assert_eq!(rounds.get(), ROUNDS);
-        assert!(queue.ring.announced() < ticket.get().end);
-        queue.wait(&mmio, ticket.get()).unwrap();
+    for _ in 0..20 {
+        let (first, second) = (put(), put());
+        queue.ring.mark(first);
+        queue.ring.mark(second);
+        queue.wait(&mmio, Ticket { start: second.start, end: second.end }).unwrap();
+        assert_eq!(queue.ring.announced(), second.end);
     }
-    // Nobody has announced what fills the queue.
+    // What fills the queue is announced by who waits for room.
     while let Some(stretch) = queue.ring.reserve(1) {
-        queue.ring.mark(&stretch);
+        queue.ring.mark(stretch);
     }
     let _ticket = queue.submit_some(&mmio, 0).unwrap();
+}
+
+/// One is paused between its doorbell and the word about it, and the SMMU has gone round the ring meanwhile.
+#[test]
+fn a_mark_of_another_lap_announces_nothing() {
+    let ring = Ring::new(2).unwrap();
+    let first = ring.reserve(4).unwrap();
+    ring.consumed_up_to(4);
+    ring.mark(ring.reserve(3).unwrap());
+    assert!(!ring.has_rest());
+    ring.announce_rest(|prod| panic!("announced up to {prod}"));
+    ring.announce(first, |prod| assert_eq!(prod, 7));
+    assert_eq!(ring.announced(), 7);
+    // Nor does the mark, which nobody took, when its lap is over.
+    ring.consumed_up_to(7);
+    let next = ring.reserve(4).unwrap();
+    assert!(!ring.has_rest());
+    ring.announce(next, |prod| assert_eq!(prod, 11));
 }
 
 #[test]
@@ -270,7 +278,7 @@ fn of_each_error_exactly_the_command_that_failed_is_replaced_and_its_owner_told(
         stop(&mmio, 3, code);
         assert_eq!(queue.wait(&mmio, tickets[0]), Ok(()), "what stands before it was carried out");
         assert_eq!(queue.wait(&mmio, tickets[2]), Err(QueueError::Timeout), "what stands behind it was not");
-        assert_eq!(queue.opcodes()[..7], [0x30, SYNC, 0x30, SYNC, SYNC, 0x30, SYNC]);
+        assert_eq!(queue.opcodes()[..7], [0x30, SYNC_OPCODE, 0x30, SYNC_OPCODE, SYNC_OPCODE, 0x30, SYNC_OPCODE]);
         assert_eq!(mmio.gerrorn.load(Relaxed), Gerror::CMDQ_ERR.bits(), "acknowledged, and nothing else");
         // Looking again changes nothing, though ERR keeps its value.
         assert_eq!(queue.wait(&mmio, tickets[2]), Err(QueueError::Timeout));
