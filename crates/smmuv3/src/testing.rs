@@ -24,6 +24,9 @@ std::thread_local!(
 #[derive(Clone)]
 pub(crate) struct TestPlatform(Arc<Inner>);
 
+/// What an interrupt does.
+type Handler = Box<dyn FnOnce() + Send>;
+
 struct Inner {
     window: DmaWindow,
     words: Arc<[AtomicU64]>,
@@ -37,7 +40,7 @@ struct Inner {
     relaxed: AtomicUsize,
     read_barriers: AtomicUsize,
     /// What arrives as an interrupt, and after how many steps.
-    interrupt: Mutex<Option<(usize, Box<dyn FnOnce() + Send>)>>,
+    interrupt: Mutex<Option<(usize, Handler)>>,
     start: Instant,
 }
 

@@ -237,7 +237,7 @@ fn a_look_that_takes_long_confirms_nothing_that_is_not_done() {
         let world = World::new(1);
         let onlooker = world.clone();
         let onlooker = thread::spawn(move || {
-            onlooker.queue.look(&onlooker.registers, 0);
+            onlooker.queue.look(&onlooker.registers, 0, 0);
         });
         let producer = world.clone();
         let producer = thread::spawn(move || {
@@ -258,7 +258,7 @@ fn what_another_has_seen_of_the_smmu_counts_for_those_who_hear_of_it() {
         let world = World::new(2);
         let onlooker = world.clone();
         let onlooker = thread::spawn(move || {
-            onlooker.queue.look(&onlooker.registers, 0);
+            onlooker.queue.look(&onlooker.registers, 0, 0);
         });
         let producer = world.clone();
         let producer = thread::spawn(move || {

@@ -119,7 +119,7 @@ pub trait Platform: Clone + Send + Sync + 'static {
 
     /// Runs `f`, while no interrupt handler that calls this driver runs on this CPU, and returns what it returns. Not nested.
     ///
-    /// `f` is short and does not wait: it writes at most 32 commands and rings the doorbell of a command queue. A handler that came in between would
+    /// `f` is short and does not wait: it writes at most 65 commands and rings the doorbell of a command queue. A handler that came in between would
     /// wait in vain for its own commands, which stand behind those of the thread that it interrupted. A kernel that can be preempted does
     /// well to prevent that here too: all who come later wait for a thread that is taken off its CPU inside.
     ///

@@ -29,8 +29,8 @@ const SYNC: RawCommand = RawCommand([op::SYNC as u64, 0]);
 const GONE: u32 = u32::MAX;
 /// Refused commands that are remembered until their owner asks.
 const MAX_FAILURES: usize = 32;
-/// The commands that go into the queue together, at most. It bounds what others wait for behind them, and a stack frame.
-const STRETCH: usize = 32;
+/// The commands that go into the queue together, at most: 64 and a CMD_SYNC. It bounds what others wait for behind them, and a stack frame (1 KB).
+const STRETCH: usize = 65;
 /// How often one who waits for room sees room for anybody, and nobody before him take it, before he overtakes them.
 const PATIENCE: u32 = 8;
 
@@ -192,7 +192,7 @@ impl<P: Platform> CommandQueue<P> {
     #[inline]
     pub(crate) fn wait(&self, mmio: &P::Mmio, ticket: Ticket) -> Result<(), QueueError> {
         let consumed = || {
-            if self.ring.consumed() >= ticket.end || self.look(mmio, self.ring.size() / 8) >= ticket.end {
+            if self.ring.consumed() >= ticket.end || self.look(mmio, self.ring.size() / 8, ticket.end) >= ticket.end {
                 return true;
             }
             self.announce_rest(mmio);
@@ -281,7 +281,7 @@ impl<P: Platform> CommandQueue<P> {
         deadline: &mut Option<Deadline>,
         try_put: impl Fn() -> Option<u64>,
     ) -> Option<u64> {
-        let stood_at = self.look(mmio, 0);
+        let stood_at = self.look(mmio, 0, 0);
         let timeout_ns = if self.stuck.load(Relaxed) == stood_at { 0 } else { self.timeout_ns };
         let deadline = deadline.get_or_insert_with(|| Deadline::after(&self.platform, timeout_ns));
         let turn = self.turns.draw();
@@ -289,7 +289,7 @@ impl<P: Platform> CommandQueue<P> {
         let mut start = None;
         deadline.wait(&self.platform, || {
             // Nobody else is relied on for that.
-            self.look(mmio, 0);
+            self.look(mmio, 0, 0);
             self.announce_rest(mmio);
             if !self.turns.is_up(turn) {
                 let room_for_anybody = self.ring.room() >= self.stretch() as u64;
@@ -342,7 +342,7 @@ impl<P: Platform> CommandQueue<P> {
     /// Looks how far the SMMU has come, and sets it going again where a command stopped it. Returns a position that it has reached. Others are told if it is more than
     /// `news` beyond what they know: they all read that, so it changes rarely where it need not.
     #[inline]
-    pub(crate) fn look(&self, mmio: &P::Mmio, news: u64) -> u64 {
+    pub(crate) fn look(&self, mmio: &P::Mmio, news: u64, reserved: u64) -> u64 {
         // Before CONS: it may be that this thread sleeps now, and the SMMU goes round and round.
         let base = self.ring.consumed();
         let raw = mmio.read32(self.indices.cons);
@@ -353,7 +353,7 @@ impl<P: Platform> CommandQueue<P> {
         // What the SMMU did before comes before what is done next. litmus: completion-store, completion-load
         self.platform.read_barrier();
         // What cannot be is taken for no progress.
-        let Some(position) = self.ring.position(base, cons.rd().value()) else {
+        let Some(position) = self.ring.position(base, cons.rd().value(), reserved) else {
             return base;
         };
         if position > base + news {
@@ -382,7 +382,7 @@ impl<P: Platform> CommandQueue<P> {
         self.platform.read_barrier();
         // The base is read behind CONS here, as CONS stands still: who reserved the place where it stands knew that the lap before was consumed,
         // and so it is known here. The position is right, and not one of a lap before.
-        let Some(position) = self.ring.position(self.ring.consumed(), cons.rd().value()) else {
+        let Some(position) = self.ring.position(self.ring.consumed(), cons.rd().value(), 0) else {
             return;
         };
         if self.ring.ends_at(position) {

@@ -13,8 +13,10 @@ use crossbeam_utils::CachePadded;
 use crate::primitive::AtomicU64;
 use crate::primitive::Ordering::{Acquire, Relaxed, Release};
 
-/// What is known of the command at a position; the places of a ring are used in turn, like those of the queue.
+/// What is known of the command at a position; the places of a ring are used in turn, like those of the queue. As large as it is so that the marks of two
+/// neighbours, each of a command and a CMD_SYNC, are not in one cache line.
 #[derive(Default)]
+#[repr(align(32))]
 struct Place {
     /// At the first position of a stretch that is marked: the position behind it, until somebody has taken it on himself to announce it. Anything else is
     /// of another lap.
@@ -127,17 +129,17 @@ impl Ring {
     /// The commands of a stretch are written: calls `ring` with the position behind all that is written without a gap, or leaves that to another.
     ///
     /// It may be that he who announces what stands before the stretch looks for marks before it is marked, and this one looks whose turn it is before the
-    /// other is through. Then nobody announces it before its owner, or anybody else, waits for something, or announces something else. To exclude that
-    /// would take a full barrier in every submission.
+    /// other is through. Then the stretch is announced when its owner, or anybody else, waits for something, or when the next who is ahead of his turn
+    /// comes. To exclude that would take a full barrier in every submission.
     #[inline]
     pub(super) fn announce(&self, stretch: Stretch, ring: impl Fn(u64)) {
         if self.announced() == stretch.start {
             self.announce_to(stretch.end, &ring);
         } else {
             self.mark(stretch);
-        }
-        if self.has_rest() {
-            self.announce_rest(ring);
+            if self.has_rest() {
+                self.announce_rest(ring);
+            }
         }
     }
 
@@ -207,14 +209,14 @@ impl Ring {
 
     /// The position that the consumer stands at, by its index and wrap bit. `None`: it cannot stand there.
     ///
-    /// `base` is a value of [`consumed`](Self::consumed). Whoever reads the index after it may have slept in between while the consumer went round and round; the result is
-    /// then a position that it has passed, never one that it has not reached.
+    /// `base` is a value of [`consumed`](Self::consumed), and everything before `reserved` is reserved. Whoever reads the index after the base may have slept in
+    /// between while the consumer went round and round; the result is then a position that it has passed, never one that it has not reached.
     #[inline]
-    pub(super) fn position(&self, base: u64, index: u32) -> Option<u64> {
+    pub(super) fn position(&self, base: u64, index: u32, reserved: u64) -> Option<u64> {
         let distance = u64::from(index).wrapping_sub(base) & (2 * self.mask + 1);
         let position = base + distance;
-        // Who has learnt that a command is consumed sees at least that it was reserved.
-        (position <= self.reserved()).then_some(position)
+        // Who has learnt that a command is consumed sees at least that it was reserved. It is looked up only if it must be, as all change it.
+        (position <= reserved || position <= self.reserved()).then_some(position)
     }
 
     /// Notes that the consumer has got there. The caller has passed a read barrier since it saw that.
