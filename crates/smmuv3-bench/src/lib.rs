@@ -4,6 +4,7 @@
 //! compared is a ratio of two times that were taken in turns, in one run ([`in_turns`]), or a number of instructions.
 
 mod figure;
+pub mod queue;
 mod timing;
 
 pub use figure::{Bound, Figure};
