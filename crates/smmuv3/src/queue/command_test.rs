@@ -1,6 +1,7 @@
 extern crate std;
 
 use super::*;
+use crate::queue::ring::Stretch;
 use crate::testing::{Consumer, TestMmio, TestPlatform};
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -173,6 +174,98 @@ fn who_waits_for_room_looks_for_himself_how_far_the_smmu_has_come() {
     let _ticket = queue.submit_some(&mmio, 1).unwrap();
 }
 
+#[test]
+fn a_waiter_leaves_only_when_there_is_room_enough_for_it() {
+    for (log2, count) in [(1, 1), (2, 2), (3, 5)] {
+        let (_, queue, mmio) = queue(log2, 0, Consumer::ByHand);
+        let size = 1 << log2;
+        let _filled = queue.submit_some(&mmio, size - 1).unwrap();
+        let needed = count as u32 + 1;
+        for free in 0..needed {
+            mmio.cons.store(free, Relaxed);
+            assert_eq!(queue.submit_some(&mmio, count), Err(QueueError::Timeout), "{free} of {needed} places are free");
+            assert_eq!(mmio.prod.load(Relaxed), size as u32, "nothing was put in");
+        }
+        mmio.cons.store(needed, Relaxed);
+        let _ticket = queue.submit_some(&mmio, count).unwrap();
+    }
+}
+
+/// A thread is paused at each step of a look at CONS, and another needs room, and waits for its commands, again and again.
+#[test]
+fn a_paused_sharer_does_not_keep_others_from_seeing_the_consumer_index() {
+    for steps in 0..4 {
+        let (platform, queue, mmio) = queue(8, SECOND, Consumer::Eager);
+        let world = Arc::new((queue, mmio));
+        // Nobody has looked since the queue was filled.
+        let (queue, mmio) = &*world;
+        let _filled = [(); 4].map(|()| queue.submit_some(mmio, 63).unwrap());
+        assert_eq!(queue.ring.consumed(), 0);
+        let inside = world.clone();
+        platform.interrupt_after(steps, move || {
+            let (queue, mmio) = &*inside;
+            for _ in 0..20 {
+                queue.wait(mmio, queue.submit_some(mmio, 63).unwrap()).unwrap();
+            }
+        });
+        queue.look(mmio, 0, 0);
+        queue.look(mmio, 0, 0);
+        assert!(!platform.awaits_interrupt());
+        assert_eq!(platform.relaxed(), 0, "nobody had to wait");
+        assert_eq!(queue.ring.consumed(), 24 * 64);
+    }
+}
+
+/// Another producer's commands, behind the CMD_SYNC, go in with the same doorbell.
+#[test]
+fn a_sync_is_polled_at_the_slot_it_was_reserved_at() {
+    let (_, queue, mmio) = queue(3, 0, Consumer::ByHand);
+    let [first, second] = [0, 1].map(|_| {
+        let stretch = queue.ring.reserve(2).unwrap();
+        queue.write(stretch.start, &[SYNC, SYNC]);
+        stretch
+    });
+    queue.ring.mark(second);
+    queue.ring.announce(first, |prod| queue.ring_doorbell(&mmio, prod));
+    assert_eq!(mmio.prod.load(Relaxed), 4, "one doorbell for both");
+    let wait = |stretch: Stretch| queue.wait(&mmio, Ticket { start: stretch.start, end: stretch.end });
+    for (cons, first_done, second_done) in [(1, false, false), (2, true, false), (3, true, false), (4, true, true)] {
+        mmio.cons.store(cons, Relaxed);
+        assert_eq!((wait(first).is_ok(), wait(second).is_ok()), (first_done, second_done), "CONS = {cons}");
+    }
+}
+
+#[test]
+fn a_timeout_counts_down_where_nothing_is_consumed() {
+    let (platform, queue, mmio) = queue(1, 1_000_000, Consumer::ByHand);
+    let ticket = queue.submit_some(&mmio, 1).unwrap();
+    let start = platform.now_ns();
+    assert_eq!(queue.wait(&mmio, ticket), Err(QueueError::Timeout));
+    assert_eq!(queue.submit_some(&mmio, 1), Err(QueueError::Timeout));
+    assert!(platform.now_ns() - start >= 2_000_000, "both waited that long");
+}
+
+/// An error interrupt comes at each step of a wait for room, and of one for completion: it would wait for ever for a lock that they hold.
+#[test]
+fn no_wait_sleeps_or_holds_a_lock() {
+    for steps in 0..60 {
+        let (platform, queue, mmio) = queue(1, 0, Consumer::ByHand);
+        let world = Arc::new((queue, mmio));
+        let (queue, mmio) = &*world;
+        let filled = queue.submit_some(mmio, 1).unwrap();
+        let inside = world.clone();
+        platform.interrupt_after(steps, move || inside.0.with_gerror_owned(&inside.1, || ()));
+        for _ in 0..2 {
+            assert_eq!(queue.submit_some(mmio, 1), Err(QueueError::Timeout));
+            assert_eq!(queue.wait(mmio, filled), Err(QueueError::Timeout));
+        }
+        if platform.awaits_interrupt() {
+            assert!(steps > 10, "only {steps} steps");
+            return;
+        }
+    }
+}
+
 /// The two columns that [`Ring::announce`] names: a producer is ahead of his turn, and the other does not see his mark.
 #[test]
 fn what_is_left_unannounced_is_announced_by_those_who_wait() {
@@ -269,7 +362,7 @@ fn stop(mmio: &TestMmio, position: u32, code: u32) {
 }
 
 #[test]
-fn of_each_error_exactly_the_command_that_failed_is_replaced_and_its_owner_told() {
+fn each_queue_error_costs_exactly_the_refused_command() {
     for (code, error) in [(1, CmdqError::Illegal), (2, CmdqError::Abort), (3, CmdqError::AtcInvSync)] {
         let (_, queue, mmio) = queue(4, 0, Consumer::ByHand);
         let tickets = [1, 2, 1].map(|count| queue.submit_some(&mmio, count).unwrap());
