@@ -1,7 +1,7 @@
 //! The command queue.
 //!
-//! Producers take no lock: they reserve places in the queue, write their commands, and ring the doorbell, or leave that to another who is just ringing
-//! it ([`Ring`]). They get a [`Ticket`] and wait for it each for himself. Whoever finds the queue full looks himself how far the SMMU has come, and holds
+//! Producers take no lock: they reserve places in the queue, write their commands, and ring the doorbell, or leave that to another whose turn comes
+//! before ([`Ring`]). They get a [`Ticket`] and wait for it each for himself. Whoever finds the queue full looks himself how far the SMMU has come, and holds
 //! nothing while he waits. Every wait ends in time.
 //!
 //! A thread that sleeps, or an interrupt handler that stays, between a reservation and its doorbell holds up all that was reserved after it: that
