@@ -7,6 +7,7 @@ pub mod array;
 pub mod baseline;
 mod figure;
 pub mod machine;
+pub mod queue;
 pub mod section;
 mod timing;
 pub mod unmap;

@@ -75,9 +75,9 @@ pub trait Mmio: Send + Sync {
 pub trait Platform: Clone + Send + Sync + 'static {
     /// How this host reaches the registers of an SMMU.
     type Mmio: Mmio;
-    /// The lock behind the driver's few mutexes. Every call that may speak to an SMMU takes one for a short time: unmap (the command queue), attach and
-    /// detach, taking events and errors. Where interrupt handlers make such calls, the lock must mask interrupts. Attach and detach also
-    /// wait, and are not for interrupt handlers at all.
+    /// The lock behind the driver's few mutexes. Every call that may speak to an SMMU may take one for a short time: attach and detach, taking events and
+    /// errors, and unmap where the SMMU has refused a command. Where interrupt handlers make such calls, the lock must mask interrupts, and so must
+    /// [`without_interrupts`](Self::without_interrupts). Attach and detach also wait, and are not for interrupt handlers at all.
     type RawMutex: lock_api::RawMutex + Send + Sync;
     /// Read sections and grace periods: the kernel's own, or [`ShardedRcu`](crate::rcu::ShardedRcu). Each `Iommu` makes one.
     type Rcu: crate::rcu::Rcu;
@@ -116,6 +116,18 @@ pub trait Platform: Clone + Send + Sync + 'static {
 
     /// One turn of a waiting loop: a pause or yield of the CPU. Returns soon.
     fn relax(&self);
+
+    /// Runs `f`, while no interrupt handler that calls this driver runs on this CPU, and returns what it returns. Not nested.
+    ///
+    /// `f` is short and does not wait: it writes at most 65 commands and rings the doorbell of a command queue. A handler that came in between would
+    /// wait in vain for its own commands, which stand behind those of the thread that it interrupted. A kernel that can be preempted does
+    /// well to prevent that here too: all who come later wait for a thread that is taken off its CPU inside.
+    ///
+    /// The default just calls `f`. It is right where no interrupt handler unmaps, or submits anything else to an SMMU.
+    #[inline]
+    fn without_interrupts<R>(&self, f: impl FnOnce() -> R) -> R {
+        f()
+    }
 
     /// Turns ATS on in the PCIe function that issues `sid` behind the SMMU with index `smmu`, with a smallest
     /// translation unit of `4096 << stu` bytes. Returns whether it is on now.

@@ -39,6 +39,9 @@ pub enum Unsupported {
     /// Table or queue base registers are fixed.
     #[error("table or queue addresses are preset (IDR1.TABLES_PRESET, QUEUES_PRESET)")]
     Preset,
+    /// A command queue of one command, in which a CMD_SYNC cannot follow upon what it waits for.
+    #[error("the command queue has a single entry (IDR1.CMDQS)")]
+    CommandQueue,
     /// Faulting transactions always stall.
     #[error("the stall model is forced (IDR0.STALL_MODEL)")]
     StallForced,
@@ -78,6 +81,7 @@ fn probe<M: Mmio>(mmio: &M) -> Result<Features, Unsupported> {
         (!features.little_endian, Unsupported::BigEndian),
         (!features.coherent, Unsupported::NotCoherent),
         (features.preset, Unsupported::Preset),
+        (features.cmdq_log2 == 0, Unsupported::CommandQueue),
         (features.stall_model == StallModel::Forced, Unsupported::StallForced),
         (features.granules == [false; 3], Unsupported::NoGranule),
     ] {
