@@ -42,7 +42,8 @@ macro_rules! hex_fmt {
 }
 hex_fmt!(PhysAddr, Iova);
 
-/// The registers of one SMMU: page 0 at offset 0, page 1 at offset `0x1_0000` (IHI 0070 §6.1).
+/// The registers of one SMMU: page 0 at offset 0, page 1 at offset `0x1_0000`, and where [`size`](Self::size) reaches
+/// them, Command queue control pages at the offsets that `SMMU_CMDQ_CONTROL_PAGE_BASE<n>` gives (IHI 0070 §6.1, §6.3.49).
 ///
 /// # What the implementer ensures
 /// - An access is one single-copy atomic access of the stated width, little endian, to Device memory.
@@ -51,8 +52,12 @@ hex_fmt!(PhysAddr, Iova);
 /// - A device that is gone reads as all ones. Nothing panics.
 ///
 /// # What the caller ensures
-/// - `offset` is a multiple of the width and below `0x2_0000`.
+/// - `offset` is a multiple of the width and below [`size`](Self::size).
 pub trait Mmio: Send + Sync {
+    /// Bytes of registers that can be reached, at least `0x2_0000`. Enhanced Command queues beyond are not used.
+    fn size(&self) -> usize {
+        0x2_0000
+    }
     /// Reads the 32-bit register at `offset` bytes.
     fn read32(&self, offset: usize) -> u32;
     /// Writes the 32-bit register at `offset` bytes.

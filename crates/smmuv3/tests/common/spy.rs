@@ -131,6 +131,9 @@ impl Spy {
 }
 
 impl Mmio for Spy {
+    fn size(&self) -> usize {
+        self.inner.size()
+    }
     fn read32(&self, offset: usize) -> u32 {
         let _outside = Outside::enter();
         let (gone, _) = self.steps.step();
