@@ -385,15 +385,24 @@ fn an_smmu_that_nobody_uses_any_more_aborts_all_traffic_and_reads_no_freed_memor
 
 #[test]
 fn of_more_failures_than_can_be_remembered_none_is_taken_for_success() {
+    const CMDQ_LOG2: u8 = 8;
+    const CMDQ_WRAP: u32 = (2 << CMDQ_LOG2) - 1;
     let model = Model::new(ModelConfig::default());
     let armed = Arc::new(AtomicBool::new(false));
     let (ram, arm) = (model.clone(), armed.clone());
+    let rung = AtomicU32::new(0);
     let (iommu, mmio) = spy(&model, move |offset, prod| {
-        if offset == offset::CMDQ_PROD && arm.load(Ordering::SeqCst) {
-            damage_last_command(&ram, prod);
+        if offset == offset::CMDQ_PROD {
+            let mut at = rung.swap(prod, Ordering::SeqCst);
+            // One doorbell may be for several unmaps, of a TLBI and a CMD_SYNC each.
+            while arm.load(Ordering::SeqCst) && at != prod {
+                at = (at + 2) & CMDQ_WRAP;
+                damage_last_command(&ram, at);
+            }
         }
     });
-    let smmu = iommu.add_smmu(mmio, SmmuOptions { timeout_ns: 2_000_000_000, ..quick() }).unwrap();
+    let options = SmmuOptions { timeout_ns: 2_000_000_000, cmdq_log2: CMDQ_LOG2, ..quick() };
+    let smmu = iommu.add_smmu(mmio, options).unwrap();
     let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
     let domain = iommu.paging_domain(Stage::S1, Default::default()).unwrap();
     device.attach(&domain).unwrap();
