@@ -12,7 +12,7 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use smmuv3_bench::{Curve, Effort, Figure, Results, unmap};
+use smmuv3_bench::{Curve, Effort, Figure, Results, array, queue, section, unmap};
 
 /// What is measured.
 #[derive(Args)]
@@ -53,6 +53,9 @@ const MEASUREMENTS: &[Measurement] = &[
     ("unmap: gathered", unmap::gathered),
     ("unmap: attach", unmap::attach),
     ("unmap: ATC pages", |_| unmap::atc_pages()),
+    ("read section", |effort| section::figures(effort).into()),
+    ("array", |effort| array::figures(effort).into()),
+    ("command queue", |effort| queue::figures(effort).into()),
 ];
 
 /// The JSON.
