@@ -4,6 +4,9 @@
 //! compared is a ratio of two times that were taken in turns, in one run ([`in_turns`]), or a number of instructions.
 
 mod figure;
+pub mod host;
+pub mod instructions;
+pub mod table;
 mod timing;
 
 pub use figure::{Bound, Figure};
