@@ -1,5 +1,7 @@
 //! A host that costs as little as a host may: memory, an allocator, barriers that are fences. It has no SMMU.
 
+use std::cell::Cell;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU64, AtomicUsize, fence};
@@ -93,9 +95,14 @@ impl Platform for Host {
     fn cpu_hint(&self) -> usize {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
-            static NUMBER: usize = NEXT.fetch_add(1, Relaxed);
+            static NUMBER: Cell<Option<NonZeroUsize>> = const { Cell::new(None) };
         }
-        NUMBER.with(|number| *number)
+        let number = NUMBER.get().unwrap_or_else(|| {
+            let number = NonZeroUsize::MIN.saturating_add(NEXT.fetch_add(1, Relaxed));
+            NUMBER.set(Some(number));
+            number
+        });
+        number.get()
     }
 }
 

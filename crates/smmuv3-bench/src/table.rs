@@ -27,15 +27,21 @@ fn warm_domain() -> PagingDomain<Host> {
 
 fn map_and_unmap(calls: u32) {
     let domain = warm_domain();
+    // A page that was not unmapped could not be mapped again.
+    let mut done = true;
     for _ in 0..calls {
-        domain.map(black_box(Iova(IOVA)), PhysAddr(0x7000), PAGE, RW).expect("nothing is mapped there");
-        assert_eq!(domain.unmap(black_box(Iova(IOVA)), PAGE).expect("no hardware").bytes, PAGE);
+        let iova = black_box(Iova(IOVA));
+        done &= domain.map(iova, PhysAddr(0x7000), PAGE, RW).is_ok();
+        done &= domain.unmap(iova, PAGE).is_ok();
     }
+    assert!(done);
 }
 
 fn look_up(calls: u32) {
     let domain = warm_domain();
+    let mut found = true;
     for _ in 0..calls {
-        assert_eq!(domain.iova_to_phys(black_box(Iova(IOVA + PAGE + 4))), Some(PhysAddr(0x5004)));
+        found &= domain.iova_to_phys(black_box(Iova(IOVA + PAGE + 4))) == Some(PhysAddr(0x5004));
     }
+    assert!(found);
 }

@@ -17,10 +17,11 @@ use arrayvec::ArrayVec;
 use crate::arch::regs::CmdqError;
 use crate::arch::{Granule, Prot};
 use crate::domain::{Paging, PagingDomain};
-use crate::invs::{Invs, Key, Kind};
-use crate::pgtable::MapCause;
+use crate::invs::{InvArray, Key, Kind};
+use crate::pgtable::{MapCause, MapFailure};
 use crate::platform::{Iova, PhysAddr, Platform};
 use crate::queue::{QueueError, Submission, Ticket};
+use crate::rcu::Reader;
 use crate::shared::Shared;
 use crate::smmu::{Fleet, MAX_SMMUS, Smmu, SmmuId};
 use commands::push_commands;
@@ -163,23 +164,10 @@ impl<P: Platform> PagingDomain<P> {
         drop(section);
         // The descriptors come before whatever the caller does to set a device going. litmus: map-go
         domain.fleet.platform.write_barrier();
-        result.or_else(|failure| {
-            let done = failure.at.0 - iova.0;
-            if done > 0 {
-                domain.unmap(iova, done).map_err(|error| match error {
-                    UnmapError::StillReachable { source, .. } | UnmapError::CutOff { source, .. } => {
-                        MapError::NotTakenBack(source)
-                    }
-                    UnmapError::BadRange(bad) => bad.into(),
-                    // Another thread mapped a block over the same addresses.
-                    UnmapError::PartOfBlock { iova, .. } => MapError::AlreadyMapped(iova),
-                })?;
-            }
-            Err(match failure.cause {
-                MapCause::Mapped => MapError::AlreadyMapped(failure.at),
-                MapCause::NoMemory => MapError::NoMemory(failure.at),
-            })
-        })
+        match result {
+            Ok(()) => Ok(()),
+            Err(failure) => Err(domain.take_back(iova, failure)),
+        }
     }
 
     /// Takes `len` bytes at `iova` away from all devices; holes are passed over. **When it returns `Ok`, no device can reach
@@ -200,56 +188,81 @@ impl<P: Platform> PagingDomain<P> {
 }
 
 impl<P: Platform> Paging<P> {
+    #[inline]
     fn check_range(&self, iova: Iova, len: u64) -> Result<(), BadRange> {
-        let shape = self.table.shape();
-        let granule = shape.granule();
-        if len == 0 {
-            return Err(BadRange::Empty);
-        }
-        for value in [iova.0, len] {
-            if value & (granule.size() - 1) != 0 {
-                return Err(BadRange::Misaligned { value, granule });
-            }
-        }
-        match iova.0.checked_add(len) {
-            Some(end) if end <= shape.input_end() => Ok(()),
-            _ => Err(BadRange::Input { iova, len, bits: shape.input_bits() }),
-        }
+        if self.table.takes(iova, len) { Ok(()) } else { Err(self.bad_range(iova, len)) }
     }
 
+    #[inline]
     fn check_target(&self, paddr: PhysAddr, len: u64) -> Result<(), BadRange> {
-        let granule = self.table.shape().granule();
-        let bits = self.table.shape().output_size().bits();
-        if paddr.0 & (granule.size() - 1) != 0 {
-            return Err(BadRange::Misaligned { value: paddr.0, granule });
+        if self.table.reaches(paddr, len) { Ok(()) } else { Err(self.bad_target(paddr, len)) }
+    }
+
+    #[cold]
+    fn bad_range(&self, iova: Iova, len: u64) -> BadRange {
+        if len == 0 {
+            return BadRange::Empty;
         }
-        match paddr.0.checked_add(len) {
-            Some(end) if end <= 1 << bits => Ok(()),
-            _ => Err(BadRange::Output { paddr, len, bits }),
+        let bits = self.table.shape().input_bits();
+        self.misaligned([iova.0, len]).unwrap_or(BadRange::Input { iova, len, bits })
+    }
+
+    #[cold]
+    fn bad_target(&self, paddr: PhysAddr, len: u64) -> BadRange {
+        let bits = self.table.shape().output_size().bits();
+        self.misaligned([paddr.0, len]).unwrap_or(BadRange::Output { paddr, len, bits })
+    }
+
+    fn misaligned(&self, values: [u64; 2]) -> Option<BadRange> {
+        let granule = self.table.shape().granule();
+        let value = values.into_iter().find(|value| value & (granule.size() - 1) != 0)?;
+        Some(BadRange::Misaligned { value, granule })
+    }
+
+    /// What is to be forgotten after an unmap. `leaf` is the size of the smallest leaf of a range that was mapped all over, and in which no table was taken
+    /// out.
+    fn change(&self, iova: Iova, len: u64, leaf: Option<u64>) -> Change {
+        if len == self.table.shape().input_end() {
+            return Change::Everything;
+        }
+        // Also where the call found nothing: another may have cleared the descriptors and not have completed its invalidation, or
+        // its invalidation may have failed. It may have taken out tables, too, so only a call that found everything knows what was there, and
+        // not even that one where an invalidation has failed since: pages may be cached where a block was found.
+        let leaf = leaf.filter(|_| !self.in_doubt.load(Ordering::Relaxed));
+        let granule = self.table.shape().granule();
+        let stride = leaf.unwrap_or(granule.size());
+        Change::Range { first: iova.0, last: iova.0 + (len - 1), granule, stride, leaf: leaf.is_some() }
+    }
+
+    /// Takes the first part of a mapping back that failed behind it.
+    #[cold]
+    fn take_back(&self, iova: Iova, failure: MapFailure) -> MapError {
+        let done = failure.at.0 - iova.0;
+        if done > 0
+            && let Err(error) = self.unmap(iova, done)
+        {
+            return match error {
+                UnmapError::StillReachable { source, .. } | UnmapError::CutOff { source, .. } => {
+                    MapError::NotTakenBack(source)
+                }
+                UnmapError::BadRange(bad) => bad.into(),
+                // Another thread mapped a block over the same addresses.
+                UnmapError::PartOfBlock { iova, .. } => MapError::AlreadyMapped(iova),
+            };
+        }
+        match failure.cause {
+            MapCause::Mapped => MapError::AlreadyMapped(failure.at),
+            MapCause::NoMemory => MapError::NoMemory(failure.at),
         }
     }
 
     fn unmap(&self, iova: Iova, len: u64) -> Result<UnmapReport, UnmapError> {
-        // This section keeps the tables that are walked here; the invalidation enters its own, after the descriptors changed.
-        let section = self.fleet.rcu.enter();
+        // This section keeps the tables that are walked here, and the array that is loaded after the descriptors changed.
+        let section = self.invs.enter();
         let found = self.table.unmap(iova, len).map_err(|(iova, size)| UnmapError::PartOfBlock { iova, size })?;
-        // Also where this call found nothing: another may have cleared the descriptors and not have completed its invalidation, or
-        // its invalidation may have failed. It may have taken out tables, too, so only a call that found everything knows what was there, and
-        // not even that one where an invalidation has failed since: pages may be cached where a block was found.
-        let granule = self.table.shape().granule();
-        let leaf = found.tables.is_empty() && found.bytes == len && !self.in_doubt.load(Ordering::Relaxed);
-        let change = if len == self.table.shape().input_end() {
-            Change::Everything
-        } else {
-            Change::Range {
-                first: iova.0,
-                last: iova.0 + (len - 1),
-                granule,
-                stride: if leaf { found.smallest_leaf } else { granule.size() },
-                leaf,
-            }
-        };
-        let result = invalidate(&self.fleet, &self.invs, &change);
+        // A call that found nothing but pages and blocks, all over the range, knows what was there.
+        let leaf = (found.tables.is_empty() && found.bytes == len).then_some(found.smallest_leaf);
+        let result = invalidate(&self.fleet, &section, move || self.change(iova, len, leaf));
         drop(section);
         let bytes = found.bytes;
         match result {
@@ -270,22 +283,32 @@ impl<P: Platform> Paging<P> {
     }
 }
 
-/// Carries out everything that an array lists after `change`. Returns the rounds of waiting.
+/// Carries out everything that an array lists after a change. Returns the rounds of waiting.
+#[inline]
 pub(crate) fn invalidate<P: Platform>(
     fleet: &Fleet<P>,
-    invs: &Invs<P>,
-    change: &Change,
+    invs: &Reader<'_, InvArray, P>,
+    change: impl FnOnce() -> Change,
 ) -> Result<u32, InvalidateError> {
-    // Entering the read section passes barrier (A): the change of the descriptors comes before the load of the array.
-    // litmus: publication, publication-again
+    // Loading passes barrier (A): the change of the descriptors comes before.
     let array = invs.load();
-    let mut keys = array.live().map(|(key, _)| key).peekable();
-    if keys.peek().is_none() {
+    if array.live().next().is_none() {
         // The last device may just have been detached: what it did before comes before what the caller does next, as
         // behind a CMD_SYNC. litmus: detached
         fleet.platform.read_barrier();
         return Ok(0);
     }
+    carry_out(fleet, array, change)
+}
+
+#[inline(never)]
+fn carry_out<P: Platform>(
+    fleet: &Fleet<P>,
+    array: &InvArray,
+    change: impl FnOnce() -> Change,
+) -> Result<u32, InvalidateError> {
+    let change = &change();
+    let mut keys = array.live().map(|(key, _)| key).peekable();
     // Whoever is listed is found here. litmus: fleet-member
     let members = fleet.load();
     let mut result = Ok(());

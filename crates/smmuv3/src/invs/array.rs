@@ -32,6 +32,7 @@ impl InvArray {
     }
 
     /// Each entry that has a user, in order, with the number of its users.
+    #[inline]
     pub(crate) fn live(&self) -> impl Iterator<Item = (Key, u32)> {
         // A reader that sees an old, larger `len` walks over trash: relaxed is enough.
         let len = self.len.load(Ordering::Relaxed).min(self.entries.len());
