@@ -3,14 +3,15 @@
 use std::env;
 use std::process::ExitCode;
 
-use smmuv3_bench::instructions;
+use smmuv3_bench::{Effort, instructions, table};
 
 fn main() -> ExitCode {
     if instructions::serve() {
         return ExitCode::SUCCESS;
     }
     let program = env::current_exe().expect("this program");
-    let (figures, missing) = instructions::figures(&program);
+    let (mut figures, missing) = instructions::figures(&program);
+    figures.extend(table::figures(Effort::default()));
     for figure in &figures {
         let bound = figure.bound.map(|bound| format!(" ({bound})")).unwrap_or_default();
         println!("{}: {}: {:.2} {}{bound}", figure.part, figure.name, figure.value, figure.unit);

@@ -144,6 +144,21 @@ fn of_two_threads_that_add_a_table_one_gives_its_own_back() {
 }
 
 #[test]
+fn a_table_is_taken_out_by_one_of_two_threads() {
+    explore(Some(2), || {
+        let world = World::new(1);
+        let other = thread::spawn({
+            let world = world.clone();
+            move || world.unmap(0, TABLE)
+        });
+        let unmapped = world.unmap(0, TABLE);
+        assert_eq!(unmapped + other.join().unwrap(), PAGE);
+        assert!(!world.has(0));
+        world.freed(0);
+    });
+}
+
+#[test]
 fn a_page_is_unmapped_by_one_of_two_threads() {
     explore(Some(2), || {
         let world = World::new(1);

@@ -1,6 +1,6 @@
 //! Mapping: from the top down, adding tables where there are none, in the largest leaves that fit.
 
-use crate::primitive::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use crate::primitive::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use crate::primitive::{AtomicU64, between_sequential_accesses, fence};
 
 use core::slice;
@@ -217,8 +217,10 @@ fn store(words: &[AtomicU64], run: Run) -> usize {
 /// Takes back what was mapped in a table of pages that was taken out. Its first entry is the mark, and stays.
 ///
 /// Whoever took the table out may have seen the pages or not. They go before they are mapped elsewhere: who unmaps them there does not make the SMMU
-/// forget a table that is here.
+/// forget a table that is here. litmus: table-again
 #[cold]
 fn take_back(mapped: &[AtomicU64], from_first: bool) {
     mapped.iter().skip(usize::from(from_first)).for_each(|word| word.store(0, Relaxed));
+    // They go before all that is mapped from here on, also by stores.
+    fence(Release);
 }

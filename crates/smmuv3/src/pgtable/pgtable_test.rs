@@ -239,6 +239,21 @@ fn a_table_is_taken_out_when_an_unmap_covers_it_and_not_before() {
     );
 }
 
+#[test]
+fn a_table_of_tables_is_dead_in_every_entry_when_it_is_taken_out() {
+    let platform = TestPlatform::new(64);
+    let table = table(&platform, Stage::S1, Granule::K4, 39);
+    let before = platform.live_pages();
+    table.map(Iova(0x1f_f000), PhysAddr(0x1000), 0x2000, RW).unwrap();
+    table.map(Iova(0x60_0000), PhysAddr(0x60_0000), 0x20_0000, RW).unwrap();
+    let Slot::Table(second) = table.slot(platform.read(table.root().0), 30) else { panic!("no table") };
+    let whole = table.unmap(Iova(0), 1 << 30).unwrap();
+    assert_eq!((whole.bytes, whole.smallest_leaf), (0x20_2000, 0x1000));
+    assert!((0..512).all(|index| is_mark(platform.read(second.0 + 8 * index))));
+    table.free(whole.tables);
+    assert_eq!(platform.live_pages(), before);
+}
+
 /// Many threads map and unmap disjoint pages of the same tables; some take whole tables out. Column by column: a mapper that
 /// walked into a table before it was unlinked must start again, and nobody's page may be lost.
 #[test]
