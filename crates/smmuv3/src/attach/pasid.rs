@@ -209,7 +209,7 @@ impl<P: Platform> SvaDomain<P> {
             }
             _ => Change::Everything,
         };
-        invalidate(&sva.fleet, &sva.invs.enter(), || change).map(|_| ())
+        invalidate(&sva.fleet, &sva.invs, &change).map(|_| ())
     }
 
     /// The table is about to go: lets every PASID that is attached to the domain fault, silently, and makes all devices forget what was in it. The
@@ -224,7 +224,7 @@ impl<P: Platform> SvaDomain<P> {
         for device in sva.users.lock().iter() {
             result = result.and(device.silence(&self.0).map_err(ReleaseError::Configuration));
         }
-        let invalidated = invalidate(&sva.fleet, &sva.invs.enter(), || Change::Everything);
+        let invalidated = invalidate(&sva.fleet, &sva.invs, &Change::Everything);
         result.and(invalidated.map(|_| ()).map_err(ReleaseError::Invalidation))
     }
 }

@@ -17,8 +17,8 @@ use arrayvec::ArrayVec;
 use crate::arch::regs::CmdqError;
 use crate::arch::{Granule, Prot};
 use crate::domain::{Paging, PagingDomain};
-use crate::invs::{InvArray, Key, Kind};
-use crate::pgtable::{MapCause, MapFailure};
+use crate::invs::{InvArray, Invs, Key, Kind};
+use crate::pgtable::{MapCause, MapFailure, Unmapped};
 use crate::platform::{Iova, PhysAddr, Platform};
 use crate::queue::{QueueError, Submission, Ticket};
 use crate::rcu::Reader;
@@ -219,19 +219,19 @@ impl<P: Platform> Paging<P> {
         Some(BadRange::Misaligned { value, granule })
     }
 
-    /// What is to be forgotten after an unmap. `leaf` is the size of the smallest leaf of a range that was mapped all over, and in which no table was taken
-    /// out.
-    fn change(&self, iova: Iova, len: u64, leaf: Option<u64>) -> Change {
+    /// What is to be forgotten after an unmap that found this.
+    #[inline(never)]
+    fn change(&self, iova: Iova, len: u64, found: &Unmapped) -> Change {
+        // Also where that call found nothing: another may have cleared the descriptors and not have completed its invalidation, or
+        // its invalidation may have failed. It may have taken out tables, too, so only a call that found everything knows what was there, and
+        // not even that one where an invalidation has failed since: pages may be cached where a block was found.
+        let granule = self.table.shape().granule();
+        let leaf = found.tables.is_empty() && found.bytes == len && !self.in_doubt.load(Ordering::Relaxed);
         if len == self.table.shape().input_end() {
             return Change::Everything;
         }
-        // Also where the call found nothing: another may have cleared the descriptors and not have completed its invalidation, or
-        // its invalidation may have failed. It may have taken out tables, too, so only a call that found everything knows what was there, and
-        // not even that one where an invalidation has failed since: pages may be cached where a block was found.
-        let leaf = leaf.filter(|_| !self.in_doubt.load(Ordering::Relaxed));
-        let granule = self.table.shape().granule();
-        let stride = leaf.unwrap_or(granule.size());
-        Change::Range { first: iova.0, last: iova.0 + (len - 1), granule, stride, leaf: leaf.is_some() }
+        let stride = if leaf { found.smallest_leaf } else { granule.size() };
+        Change::Range { first: iova.0, last: iova.0 + (len - 1), granule, stride, leaf }
     }
 
     /// Takes the first part of a mapping back that failed behind it.
@@ -260,18 +260,26 @@ impl<P: Platform> Paging<P> {
         // This section keeps the tables that are walked here, and the array that is loaded after the descriptors changed.
         let section = self.invs.enter();
         let found = self.table.unmap(iova, len).map_err(|(iova, size)| UnmapError::PartOfBlock { iova, size })?;
-        // A call that found nothing but pages and blocks, all over the range, knows what was there.
-        let leaf = (found.tables.is_empty() && found.bytes == len).then_some(found.smallest_leaf);
-        let result = invalidate(&self.fleet, &section, move || self.change(iova, len, leaf));
+        let Some(array) = listed(&self.fleet, &section) else {
+            drop(section);
+            return self.conclude(found, Ok(0));
+        };
+        let result = carry_out(&self.fleet, array, &self.change(iova, len, &found));
         drop(section);
-        let bytes = found.bytes;
+        self.conclude(found, result)
+    }
+
+    /// Gives up what an unmap found, after its invalidation.
+    #[inline]
+    fn conclude(&self, found: Unmapped, result: Result<u32, InvalidateError>) -> Result<UnmapReport, UnmapError> {
+        let Unmapped { bytes, tables, .. } = found;
         match result {
             Ok(wait_rounds) => {
-                self.table.retire(found.tables, &self.fleet.rcu);
+                self.table.retire(tables, &self.fleet.rcu);
                 Ok(UnmapReport { bytes, wait_rounds })
             }
             Err(source) if source.sid.is_some() => {
-                self.table.retire(found.tables, &self.fleet.rcu);
+                self.table.retire(tables, &self.fleet.rcu);
                 Err(UnmapError::CutOff { bytes, source })
             }
             // The tables are not freed: an SMMU may still walk them.
@@ -283,31 +291,32 @@ impl<P: Platform> Paging<P> {
     }
 }
 
-/// Carries out everything that an array lists after a change. Returns the rounds of waiting.
-#[inline]
+/// Carries out everything that an array lists after `change`. Returns the rounds of waiting.
 pub(crate) fn invalidate<P: Platform>(
     fleet: &Fleet<P>,
-    invs: &Reader<'_, InvArray, P>,
-    change: impl FnOnce() -> Change,
+    invs: &Invs<P>,
+    change: &Change,
 ) -> Result<u32, InvalidateError> {
+    let section = invs.enter();
+    listed(fleet, &section).map_or(Ok(0), |array| carry_out(fleet, array, change))
+}
+
+/// The array as it is after a change of the descriptors, if anything is listed in it.
+#[inline]
+fn listed<'a, P: Platform>(fleet: &Fleet<P>, section: &'a Reader<'_, InvArray, P>) -> Option<&'a InvArray> {
     // Loading passes barrier (A): the change of the descriptors comes before.
-    let array = invs.load();
+    let array = section.load();
     if array.live().next().is_none() {
         // The last device may just have been detached: what it did before comes before what the caller does next, as
         // behind a CMD_SYNC. litmus: detached
         fleet.platform.read_barrier();
-        return Ok(0);
+        return None;
     }
-    carry_out(fleet, array, change)
+    Some(array)
 }
 
 #[inline(never)]
-fn carry_out<P: Platform>(
-    fleet: &Fleet<P>,
-    array: &InvArray,
-    change: impl FnOnce() -> Change,
-) -> Result<u32, InvalidateError> {
-    let change = &change();
+fn carry_out<P: Platform>(fleet: &Fleet<P>, array: &InvArray, change: &Change) -> Result<u32, InvalidateError> {
     let mut keys = array.live().map(|(key, _)| key).peekable();
     // Whoever is listed is found here. litmus: fleet-member
     let members = fleet.load();

@@ -25,6 +25,7 @@ mod unmap;
 
 pub(crate) use dead::DeadTables;
 pub(crate) use map::{MapCause, MapFailure};
+pub(crate) use unmap::Unmapped;
 
 use crossbeam_utils::CachePadded;
 
