@@ -24,8 +24,8 @@ impl Bound {
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Bound::AtMost(most) => write!(f, "≤ {most}"),
-            Bound::AtLeast(least) => write!(f, "≥ {least}"),
+            Bound::AtMost(most) => write!(f, "≤ {}", (most * 1000.0).round() / 1000.0),
+            Bound::AtLeast(least) => write!(f, "≥ {}", (least * 1000.0).round() / 1000.0),
         }
     }
 }
@@ -60,4 +60,26 @@ impl Figure {
     pub fn holds(&self) -> bool {
         self.bound.is_none_or(|bound| bound.holds(self.value))
     }
+}
+
+/// Numbers that depend on another, for a plot.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Curve {
+    /// What is plotted: "unmap of a page against SMMUs".
+    pub title: &'static str,
+    /// What stands below.
+    pub x: &'static str,
+    /// What stands at the side.
+    pub y: &'static str,
+    /// Each with its name.
+    pub series: Vec<(&'static str, Vec<(f64, f64)>)>,
+}
+
+/// What a module has measured.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Results {
+    /// Numbers.
+    pub figures: Vec<Figure>,
+    /// Numbers that depend on another.
+    pub curves: Vec<Curve>,
 }

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod model;
 mod qemu;
 mod report;
@@ -36,6 +37,8 @@ enum Command {
     Run(Run),
     /// Storms over the model: random operations and DMA from a seed, for a time (docs/storm.md).
     Storm(storm::Storm),
+    /// Measures what the driver costs, beside other ways to do the same (docs/performance.md).
+    Bench(bench::Bench),
 }
 
 #[derive(Args)]
@@ -78,6 +81,13 @@ fn main() -> ExitCode {
     };
     let run = match cli.command.unwrap_or(Command::Run(Run::default())) {
         Command::Run(run) => run,
+        Command::Bench(bench) => {
+            return match bench::run(&bench) {
+                Ok(bench::Ended::Well) => ExitCode::SUCCESS,
+                Ok(bench::Ended::Short(why)) => wrong(why),
+                Err(why) => cannot(why),
+            };
+        }
         Command::Storm(storm) => {
             return match storm::run(&storm) {
                 Ok(storm::Ended::Well) => ExitCode::SUCCESS,

@@ -100,6 +100,24 @@ fn help_and_version_are_not_errors() -> TestResult {
     Ok(())
 }
 
+fn benchmarks_are_written_as_json_and_svg() -> TestResult {
+    let folder = tempfile::tempdir()?;
+    let (json, svg) = (folder.path().join("bench.json"), folder.path().join("bench.svg"));
+    let arguments = ["bench", "--only", "unmap: A", "--rounds", "1", "--round-ms", "1", "--json"];
+    let output = lab(&arguments).arg(&json).arg("--svg").arg(&svg).output()?;
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(json)?)?;
+    let pages = |name: &str| {
+        let figures = report["figures"].as_array().into_iter().flatten();
+        figures.filter(|figure| figure["name"] == name).find_map(|figure| figure["value"].as_f64())
+    };
+    let (ours, worst) = (pages("2000 ranges of 1 to 200 pages, this driver"), pages("the worst of them"));
+    assert!(ours >= Some(1.0) && worst > ours && worst < Some(2.0), "{report}");
+    let plot = std::fs::read_to_string(svg)?;
+    assert!(plot.starts_with("<svg") && plot.contains("against the number of ATS devices"), "{plot}");
+    refused(run(&["bench", "--only", "nothing like it"]), &["nothing like it"])
+}
+
 fn the_driver_runs_on_qemu() -> TestResult {
     let report = report(&["run", "--backend", "qemu"])?;
     assert_eq!(report["backend"], "qemu");
@@ -119,12 +137,13 @@ fn main() -> ExitCode {
         }
         _ => false,
     };
-    let tests: [Test; 6] = [
+    let tests: [Test; 7] = [
         ("the_quick_start_succeeds_without_arguments", the_quick_start_succeeds_without_arguments),
         ("the_model_s_report_is_complete", the_model_s_report_is_complete),
         ("bad_arguments_are_told_in_one_line", bad_arguments_are_told_in_one_line),
         ("a_file_that_cannot_be_written_is_told_in_one_line", a_file_that_cannot_be_written_is_told_in_one_line),
         ("a_missing_qemu_is_told_in_one_line", a_missing_qemu_is_told_in_one_line),
+        ("benchmarks_are_written_as_json_and_svg", benchmarks_are_written_as_json_and_svg),
         ("help_and_version_are_not_errors", help_and_version_are_not_errors),
     ];
     let mut trials: Vec<Trial> = tests.into_iter().map(|(name, test)| Trial::test(name, test)).collect();

@@ -143,8 +143,10 @@ impl Function {
         self.entries.len()
     }
 
-    pub(crate) fn doom(&mut self, scope: &AtcScope) {
-        self.entries.values_mut().for_each(|entry| entry.doomed |= scope.reaches(entry));
+    /// Whether there is any.
+    pub(crate) fn doom(&mut self, scope: &AtcScope) -> bool {
+        let reached = self.entries.values_mut().filter(|entry| scope.reaches(entry));
+        reached.map(|entry| entry.doomed = true).count() > 0
     }
 
     /// Nothing is doomed any more: the invalidations came to nothing.
@@ -154,9 +156,6 @@ impl Function {
 
     /// Removes what is doomed, and gives it in order of address.
     pub(crate) fn take_doomed(&mut self) -> Vec<AtcEntry> {
-        if !self.entries.values().any(|entry| entry.doomed) {
-            return Vec::new();
-        }
         let mut gone: Vec<_> = self.entries.values().filter(|entry| entry.doomed).copied().collect();
         self.entries.retain(|_, entry| !entry.doomed);
         gone.sort_unstable_by_key(|entry| (entry.ssid, entry.iova));

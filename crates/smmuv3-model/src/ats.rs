@@ -260,7 +260,9 @@ impl Unit {
             return;
         }
         let scope = AtcScope::new(ssid, global && behaviour.global_invalidate, addr, size);
-        self.function(sid).doom(&scope);
+        if self.function(sid).doom(&scope) {
+            self.doomed_atcs.push(sid);
+        }
         self.posted_due_to_atc_inv(sid, &scope);
         if self.acts_early() {
             self.remove_doomed_from_atcs();
@@ -293,8 +295,9 @@ impl Unit {
     }
 
     fn remove_doomed_from_atcs(&mut self) {
-        let mut sids: Vec<u32> = self.functions.keys().copied().collect();
+        let mut sids = std::mem::take(&mut self.doomed_atcs);
         sids.sort_unstable();
+        sids.dedup();
         for sid in sids {
             let gone = self.function(sid).take_doomed();
             if !self.function(sid).enabled || !self.laziness.atc_refill {

@@ -1,5 +1,7 @@
 //! What each command does (chapter 4): is it legal here, what does it reach, and when.
 
+use std::collections::BTreeMap;
+
 use smmuv3::arch::regs::{CmdqError, Gerror};
 use smmuv3::arch::{Command, Granule, RawCommand, StallModel, SyncSignal, TlbiAddr};
 
@@ -15,6 +17,25 @@ const RANGE_WORD1: u64 = 0xf << 8;
 /// `SCALE[5]`, which is there with 52-bit addresses only.
 const SCALE_BIT5: u64 = 1 << 25;
 
+/// Commands consumed: mnemonic and number, by opcode.
+pub(crate) struct CommandCounts([(&'static str, u64); 256]);
+
+impl CommandCounts {
+    pub(crate) fn none() -> Self {
+        CommandCounts([("", 0); 256])
+    }
+
+    fn count(&mut self, raw: &RawCommand, command: &Command) {
+        let (mnemonic, count) = &mut self.0[usize::from(raw.0[0] as u8)];
+        *mnemonic = command.mnemonic();
+        *count += 1;
+    }
+
+    pub(crate) fn by_mnemonic(&self) -> BTreeMap<&'static str, u64> {
+        self.0.iter().filter(|(_, count)| *count > 0).copied().collect()
+    }
+}
+
 const EL1: &[Regime] = &[Regime::El1];
 const EL2: &[Regime] = &[Regime::El2];
 const EL2_E2H: &[Regime] = &[Regime::El2E2h];
@@ -24,27 +45,28 @@ const EL1_AND_STAGE2: &[Regime] = &[Regime::El1, Regime::Stage2];
 
 impl Unit {
     /// Consumes one command, or says why not.
-    pub(crate) fn execute(&mut self, raw: RawCommand) -> Result<(), CmdqError> {
-        let command = self.legal(raw).map_err(|why| {
+    pub(crate) fn execute(&mut self, mut raw: RawCommand) -> Result<Command, CmdqError> {
+        let command = self.legal(&mut raw).map_err(|why| {
             self.violation(format!("illegal command {raw:?}: {why}"));
             CmdqError::Illegal
         })?;
         if let Command::Sync(_) = command {
             self.complete()?;
         }
-        *self.commands.entry(command.mnemonic()).or_default() += 1;
+        self.commands.count(&raw, &command);
         if self.log.len() == COMMAND_LOG {
             self.log.pop_front();
         }
-        self.log.push_back(command);
+        self.log.push_back(raw);
         self.carry_out(command);
         if self.rng.one_in(8) {
             self.speculate();
         }
-        Ok(())
+        Ok(command)
     }
 
-    fn legal(&self, mut raw: RawCommand) -> Result<Command, String> {
+    /// The command, if it is legal here. Takes out what is reserved.
+    fn legal(&self, raw: &mut RawCommand) -> Result<Command, String> {
         let opcode = raw.0[0] as u8;
         if matches!(opcode, 0x12 | 0x13 | 0x22 | 0x23 | 0x2a) {
             // Fields that mean nothing here are reserved, and reserved fields are ignored (§4.1.5).
@@ -244,8 +266,8 @@ impl Unit {
     /// Whether the command after this one is ATC_INV or TLBI_NH_ALL.
     fn inner_sync(&self) -> bool {
         let ring = self.cmdq();
-        let next = ring.next(self.regs.cmdq_cons & ring.mask());
-        let word = (next != self.regs.cmdq_prod & ring.mask()).then(|| self.memory.read_u64(ring.addr(next))).flatten();
+        let next = ring.next(self.regs.cmdq.cons & ring.mask());
+        let word = (next != self.regs.cmdq.prod & ring.mask()).then(|| self.memory.read_u64(ring.addr(next))).flatten();
         word.is_some_and(|word| matches!(word as u8, 0x40 | 0x10))
     }
 

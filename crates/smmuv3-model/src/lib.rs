@@ -4,7 +4,8 @@
 //! SMMU caches all that it may for as long as it may, and prefetches the rest; an invalidation takes effect only when a
 //! CMD_SYNC after it completes, and reaches exactly what was asked for; writes that were translated arrive as late as
 //! that; registers and caches hold garbage at reset; updates take effect only when they were polled for. What a lenient
-//! SMMU lets pass is noted as a *violation*. [`Laziness`] has a switch for each freedom that is taken.
+//! SMMU lets pass is noted as a *violation*. [`Laziness`] has a switch for each freedom that is taken. [`Latency`] makes
+//! commands take time.
 //!
 //! The oracle owns the pages of memory. A page that is freed is poisoned, and each later access of a device to it is
 //! counted as *stale DMA*, with the history that led there.
@@ -38,6 +39,7 @@ mod command;
 mod config;
 mod device;
 mod fault;
+mod latency;
 mod laziness;
 mod memory;
 mod oracle;
@@ -55,6 +57,7 @@ mod walk;
 pub use atc::{AtsAnswers, AtsBehaviour};
 pub use device::{Device, DeviceStats, DeviceThread, Targets, Traffic};
 pub use fault::DmaError;
+pub use latency::Latency;
 pub use laziness::{Freedom, Laziness};
 pub use memory::POISON;
 pub use oracle::{Report, SmmuReport, StaleAccess};
@@ -68,6 +71,7 @@ use smmuv3::arch::regs::CmdqError;
 use smmuv3::arch::{Command, Features};
 use smmuv3::platform::PhysAddr;
 
+use latency::Clock;
 use memory::Memory;
 use oracle::Oracle;
 use smmu::Smmu;
@@ -79,6 +83,7 @@ pub struct Model(Arc<Machine>);
 struct Machine {
     oracle: Arc<Oracle>,
     memory: Arc<Memory>,
+    clock: Arc<Clock>,
     platform: ModelPlatform,
     smmus: Vec<Arc<Smmu>>,
 }
@@ -113,12 +118,13 @@ impl Model {
         assert!((1..=16).contains(&config.smmus.len()), "1 to 16 SMMUs");
         let oracle = Arc::new(Oracle::default());
         let memory = Arc::new(Memory::new(config.ram_size, config.ram_base, oracle.clone()));
+        let clock = Arc::new(Clock::new());
         let smmu = |(index, smmu): (usize, &ModelSmmuConfig)| {
-            Arc::new(Smmu::new(index, smmu, config.seed, memory.clone(), oracle.clone()))
+            Arc::new(Smmu::new(index, smmu, config.seed, memory.clone(), oracle.clone(), clock.clone()))
         };
         let smmus: Vec<_> = config.smmus.iter().enumerate().map(smmu).collect();
-        let platform = ModelPlatform::new(memory.clone(), oracle.clone(), smmus.clone());
-        Model(Arc::new(Machine { oracle, memory, platform, smmus }))
+        let platform = ModelPlatform::new(memory.clone(), oracle.clone(), clock.clone(), smmus.clone());
+        Model(Arc::new(Machine { oracle, memory, clock, platform, smmus }))
     }
 
     /// What the driver runs on.
@@ -209,6 +215,18 @@ impl Model {
         self.0.memory.limit_driver_allocs(if fail { 0 } else { u64::MAX });
     }
 
+    // --- time ---
+
+    /// Stops the clock: [`Latency`] and the driver's waits depend on it. At first it is the host's.
+    pub fn stop_clock(&self) {
+        self.0.clock.stop();
+    }
+
+    /// Moves on a clock that was stopped. Panics if it was not.
+    pub fn advance_clock(&self, ns: u64) {
+        self.0.clock.advance(ns);
+    }
+
     // --- what happened ---
 
     /// What happened so far.
@@ -224,7 +242,7 @@ impl Model {
 
     /// The commands that an SMMU consumed since the last call, in order: the last 4096 of them.
     pub fn take_commands(&self, smmu: usize) -> Vec<Command> {
-        self.0.smmus[smmu].with(|unit| unit.log.drain(..).collect())
+        self.0.smmus[smmu].with(|unit| unit.take_log())
     }
 
     /// The error that an SMMU's Command queue stands still with.

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicUsize, fence};
-use std::time::Instant;
 
+use smmuv3::arch::regs::offset::CMDQ_CONS;
 use smmuv3::platform::{DmaWindow, PhysAddr, Platform};
 
+use crate::latency::Clock;
 use crate::memory::Memory;
 use crate::oracle::Oracle;
 use crate::smmu::Smmu;
@@ -20,13 +21,13 @@ struct Inner {
     oracle: Arc<Oracle>,
     smmus: Vec<Arc<Smmu>>,
     window: DmaWindow,
-    start: Instant,
+    clock: Arc<Clock>,
 }
 
 impl ModelPlatform {
-    pub(crate) fn new(memory: Arc<Memory>, oracle: Arc<Oracle>, smmus: Vec<Arc<Smmu>>) -> Self {
+    pub(crate) fn new(memory: Arc<Memory>, oracle: Arc<Oracle>, clock: Arc<Clock>, smmus: Vec<Arc<Smmu>>) -> Self {
         let window = DmaWindow::from_words(memory.words(), PhysAddr(memory.base()));
-        ModelPlatform(Arc::new(Inner { memory, oracle, smmus, window, start: Instant::now() }))
+        ModelPlatform(Arc::new(Inner { memory, oracle, smmus, window, clock }))
     }
 
     fn smmu(&self, index: u8) -> Option<&Smmu> {
@@ -77,7 +78,7 @@ impl Platform for ModelPlatform {
     }
 
     fn now_ns(&self) -> u64 {
-        self.0.start.elapsed().as_nanos() as u64
+        self.0.clock.now()
     }
 
     fn relax(&self) {
@@ -107,7 +108,9 @@ pub struct ModelMmio(pub(crate) Arc<Smmu>);
 
 impl smmuv3::platform::Mmio for ModelMmio {
     fn read32(&self, offset: usize) -> u32 {
-        self.0.with(|unit| unit.read32(offset))
+        // Whoever waits for an SMMU does not keep it from its work.
+        let cons = if offset == CMDQ_CONS { self.0.glance_at_cons() } else { None };
+        cons.unwrap_or_else(|| self.0.with(|unit| unit.read32(offset)))
     }
 
     fn write32(&self, offset: usize, value: u32) {

@@ -3,7 +3,12 @@
 use smmuv3::arch::regs::{CmdqError, EVENTQ_OVERFLOW, Gerror, QUEUE_BASE_ADDR};
 use smmuv3::arch::{Event, RawCommand};
 
+use crate::latency::Latency;
+use crate::rng::Rng;
 use crate::smmu::{Irq, Unit};
+
+/// The opcode of CMD_SYNC.
+const SYNC: u8 = 0x46;
 
 /// Where a queue lies, as its base register says.
 #[derive(Debug, Clone, Copy)]
@@ -44,9 +49,49 @@ impl Ring {
     }
 }
 
+/// A Command queue: its registers, and how far its consumer has come.
+#[derive(Debug)]
+pub(crate) struct CommandQueue {
+    pub base: u64,
+    pub prod: u32,
+    pub cons: u32,
+    /// Why it stopped last.
+    pub err: u8,
+    /// PROD was written inconsistently: nothing is consumed until the queue is disabled (§3.21.2).
+    pub lost: bool,
+    /// When the last command was consumed, or the first could be; `None` while the queue stands still.
+    at: Option<u64>,
+    /// When all that was consumed is complete.
+    complete: u64,
+}
+
+impl CommandQueue {
+    pub(crate) fn at_reset(rng: &mut Rng) -> Self {
+        CommandQueue {
+            base: rng.next() & (QUEUE_BASE_ADDR | 31),
+            prod: rng.next() as u32 & 0xf_ffff,
+            cons: rng.next() as u32 & 0xf_ffff,
+            err: rng.below(4) as u8,
+            lost: false,
+            at: None,
+            complete: 0,
+        }
+    }
+
+    /// What `CMDQ_CONS` reads as.
+    pub(crate) fn cons_register(&self) -> u32 {
+        self.cons | u32::from(self.err) << 24
+    }
+}
+
 impl Unit {
     pub(crate) fn cmdq(&self) -> Ring {
-        Ring::new(self.regs.cmdq_base, self.features.cmdq_log2, 16)
+        Ring::new(self.regs.cmdq.base, self.features.cmdq_log2, 16)
+    }
+
+    /// Whether commands take time.
+    pub(crate) fn timed(&self) -> bool {
+        self.latency != Latency::NONE
     }
 
     pub(crate) fn eventq(&self) -> Ring {
@@ -59,28 +104,48 @@ impl Unit {
         if self.rng.one_in(32) {
             self.speculate();
         }
-        if self.dead || self.regs.cmdq_lost || !self.regs.cr0ack.cmdqen() {
-            return;
+        let due = self.consume();
+        if self.timed() {
+            self.cmdq_glance.set(due, self.regs.cmdq.cons_register());
+        }
+    }
+
+    /// Consumes what is due by now. Gives when more is due: `u64::MAX` if the queue is empty, 0 if it stands still.
+    pub(crate) fn consume(&mut self) -> u64 {
+        let at = self.regs.cmdq.at.take();
+        if self.dead || self.regs.cmdq.lost || !self.regs.cr0ack.cmdqen() {
+            return 0;
         }
         let ring = self.cmdq();
+        let now = if self.timed() { self.clock.now() } else { 0 };
+        let mut at = at.unwrap_or(now);
         let mut limit = self.commands_per_look.unwrap_or(u32::MAX);
-        while limit > 0 && !self.error_active(Gerror::CMDQ_ERR) {
-            let rd = self.regs.cmdq_cons & ring.mask();
-            if rd == self.regs.cmdq_prod & ring.mask() {
-                return;
+        while !self.error_active(Gerror::CMDQ_ERR) {
+            let rd = self.regs.cmdq.cons & ring.mask();
+            if rd == self.regs.cmdq.prod & ring.mask() {
+                return u64::MAX;
             }
-            limit -= 1;
             let addr = ring.addr(rd);
+            let due = if self.timed() { self.due(addr, at) } else { 0 };
+            if due > now || limit == 0 {
+                self.regs.cmdq.at = Some(at);
+                return due;
+            }
+            (limit, at) = (limit - 1, due);
             let words = (self.fetch(addr, None, "Command queue"), self.fetch(addr + 8, None, "Command queue"));
             let result = match words {
                 (Some(w0), Some(w1)) => self.execute(RawCommand([w0, w1])),
                 _ => Err(CmdqError::Abort),
             };
             match result {
-                Ok(()) => self.regs.cmdq_cons = ring.next(rd),
+                Ok(command) => {
+                    let queue = &mut self.regs.cmdq;
+                    queue.cons = ring.next(rd);
+                    queue.complete = queue.complete.max(due + self.latency.of(&command));
+                }
                 Err(error) => {
                     // CONS stays at the command, its error code is visible before the error is (§7.1).
-                    self.regs.cmdq_err = match error {
+                    self.regs.cmdq.err = match error {
                         CmdqError::None => 0,
                         CmdqError::Illegal => 1,
                         CmdqError::Abort => 2,
@@ -91,6 +156,13 @@ impl Unit {
                 }
             }
         }
+        0
+    }
+
+    /// When the command at `addr` is consumed, where the one before it was consumed at `at`.
+    fn due(&self, addr: u64, at: u64) -> u64 {
+        let sync = self.memory.read_u64(addr).is_some_and(|word| word as u8 == SYNC);
+        if sync { at.max(self.regs.cmdq.complete) + self.latency.sync_ns } else { at + self.latency.command_ns }
     }
 
     pub(crate) fn error_active(&self, error: Gerror) -> bool {

@@ -8,7 +8,7 @@ use smmuv3::arch::regs::{
     offset,
 };
 
-use crate::queue::Ring;
+use crate::queue::{CommandQueue, Ring};
 use crate::rng::Rng;
 use crate::smmu::Unit;
 
@@ -49,12 +49,7 @@ pub(crate) struct Regs {
     pub gerrorn: u32,
     strtab_base: u64,
     strtab_cfg: u32,
-    pub cmdq_base: u64,
-    pub cmdq_prod: u32,
-    pub cmdq_cons: u32,
-    pub cmdq_err: u8,
-    /// PROD was written inconsistently: nothing is consumed until the queue is disabled (§3.21.2).
-    pub cmdq_lost: bool,
+    pub cmdq: CommandQueue,
     pub eventq_base: u64,
     pub eventq_prod: u32,
     pub eventq_cons: u32,
@@ -78,7 +73,6 @@ pub(crate) struct StreamTable {
 
 impl Regs {
     pub(crate) fn at_reset(rng: &mut Rng) -> Self {
-        let queue = |rng: &mut Rng| rng.next() & (QUEUE_BASE_ADDR | 31);
         let gbpa = Gbpa::new_with_raw_value(1 << 12);
         Regs {
             cr0: Cr0::default(),
@@ -96,12 +90,8 @@ impl Regs {
             gerrorn: 0,
             strtab_base: rng.next() & STRTAB_BASE_ADDR,
             strtab_cfg: rng.next() as u32 & 0x3_07ff,
-            cmdq_base: queue(rng),
-            cmdq_prod: rng.next() as u32 & 0xf_ffff,
-            cmdq_cons: rng.next() as u32 & 0xf_ffff,
-            cmdq_err: rng.below(4) as u8,
-            cmdq_lost: false,
-            eventq_base: queue(rng),
+            cmdq: CommandQueue::at_reset(rng),
+            eventq_base: rng.next() & (QUEUE_BASE_ADDR | 31),
             eventq_prod: rng.next() as u32 & (EVENTQ_OVERFLOW | 0xf_ffff),
             eventq_cons: rng.next() as u32 & (EVENTQ_OVERFLOW | 0xf_ffff),
             gerror_irq_cfg: [rng.next() & 0x00ff_ffff_ffff_fffc, rng.next() as u32 as u64],
@@ -183,7 +173,7 @@ impl Unit {
     pub(crate) fn read64(&mut self, at: usize) -> u64 {
         match at {
             offset::STRTAB_BASE => self.regs.strtab_base,
-            offset::CMDQ_BASE => self.regs.cmdq_base,
+            offset::CMDQ_BASE => self.regs.cmdq.base,
             offset::EVENTQ_BASE => self.regs.eventq_base,
             offset::GERROR_IRQ_CFG0 => self.regs.gerror_irq_cfg[0],
             offset::EVENTQ_IRQ_CFG0 => self.regs.eventq_irq_cfg[0],
@@ -207,7 +197,7 @@ impl Unit {
             offset::CMDQ_BASE => {
                 self.check_base("CMDQ_BASE", value);
                 if self.unguarded("CMDQ_BASE", Cr0::default().with_cmdqen(true)) {
-                    self.regs.cmdq_base = value & !BASE_RESERVED;
+                    self.regs.cmdq.base = value & !BASE_RESERVED;
                     self.check_queue("CMDQ", value, &self.cmdq(), self.features.cmdq_log2);
                 }
             }
@@ -275,10 +265,10 @@ impl Unit {
             }
             offset::GERRORN => self.regs.gerrorn,
             offset::STRTAB_BASE_CFG => self.regs.strtab_cfg,
-            offset::CMDQ_PROD => self.regs.cmdq_prod,
+            offset::CMDQ_PROD => self.regs.cmdq.prod,
             offset::CMDQ_CONS => {
                 self.look();
-                self.regs.cmdq_cons | u32::from(self.regs.cmdq_err) << 24
+                self.regs.cmdq.cons_register()
             }
             offset::EVENTQ_PROD => self.regs.eventq_prod,
             offset::EVENTQ_CONS => self.regs.eventq_cons,
@@ -348,8 +338,8 @@ impl Unit {
             offset::CMDQ_PROD => self.write_cmdq_prod(value),
             offset::CMDQ_CONS => {
                 if self.unguarded("CMDQ_CONS", on(|cr0| cr0.with_cmdqen(true))) {
-                    self.regs.cmdq_cons = value & 0xf_ffff;
-                    self.regs.cmdq_err = (value >> 24 & 0x7f) as u8;
+                    self.regs.cmdq.cons = value & 0xf_ffff;
+                    self.regs.cmdq.err = (value >> 24 & 0x7f) as u8;
                 }
             }
             offset::EVENTQ_PROD => {
@@ -402,7 +392,7 @@ impl Unit {
         }
         self.regs.cr0ack = self.regs.cr0;
         if !self.regs.cr0ack.cmdqen() {
-            self.regs.cmdq_lost = false;
+            self.regs.cmdq.lost = false;
         }
         self.look();
     }
@@ -415,14 +405,18 @@ impl Unit {
         if value & !ring.mask() != 0 {
             self.violation(format!("CMDQ_PROD = {value:#x} has bits above the wrap bit"));
         }
-        let (cons, old) = (self.regs.cmdq_cons, self.regs.cmdq_prod);
+        if self.timed() {
+            // What is due by now was consumed before this write.
+            self.consume();
+        }
+        let (cons, old) = (self.regs.cmdq.cons, self.regs.cmdq.prod);
         let used = ring.distance(cons, value);
         let back = ring.distance(cons, value) < ring.distance(cons, old);
         if enabled && (used > ring.size() || back && !self.error_active(Gerror::CMDQ_ERR)) {
             self.violation(format!("CMDQ_PROD = {value:#x}, with CONS at {cons:#x} and PROD at {old:#x} before"));
-            self.regs.cmdq_lost = true;
+            self.regs.cmdq.lost = true;
         }
-        self.regs.cmdq_prod = value & 0xf_ffff;
+        self.regs.cmdq.prod = value & 0xf_ffff;
         self.look();
     }
 
@@ -433,7 +427,7 @@ impl Unit {
 
     /// The error that stopped the Command queue, if one did.
     pub(crate) fn cmdq_error(&self) -> Option<CmdqError> {
-        let error = match self.regs.cmdq_err {
+        let error = match self.regs.cmdq.err {
             1 => CmdqError::Illegal,
             2 => CmdqError::Abort,
             3 => CmdqError::AtcInvSync,

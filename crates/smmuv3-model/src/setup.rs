@@ -4,6 +4,7 @@ use smmuv3::arch::regs::{Aidr, Idr0, Idr1, Idr3, Idr5};
 use smmuv3::arch::{AddrSize, IdRegs, StallModel};
 use smmuv3::platform::PhysAddr;
 
+use crate::latency::Latency;
 use crate::laziness::Laziness;
 
 /// A machine: memory and up to 16 SMMUs.
@@ -88,6 +89,8 @@ pub struct ModelSmmuConfig {
     pub minor: u8,
     /// How the SMMU uses the freedom that the specification leaves.
     pub laziness: Laziness,
+    /// How long its commands take.
+    pub latency: Latency,
 }
 
 impl Default for ModelSmmuConfig {
@@ -117,6 +120,7 @@ impl Default for ModelSmmuConfig {
             granules: [true; 3],
             minor: 2,
             laziness: Laziness::all(),
+            latency: Latency::NONE,
         }
     }
 }

@@ -1,15 +1,17 @@
 //! One SMMU: its state, the lock around it, and the path of a device's access through it to memory.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use smmuv3::arch::{Command, Features, IdRegs};
+use smmuv3::arch::{Command, Features, IdRegs, RawCommand};
 use smmuv3::platform::PhysAddr;
 
 use crate::atc::Function;
 use crate::ats::Outstanding;
+use crate::command::CommandCounts;
 use crate::config::ConfigCache;
 use crate::fault::{DmaError, Fault, Request};
+use crate::latency::{Clock, Glance, Latency};
 use crate::laziness::Laziness;
 use crate::memory::{Memory, Owner, PAGE, PageState, lock};
 use crate::oracle::{Oracle, SmmuReport, StaleAccess};
@@ -60,6 +62,8 @@ pub(crate) type Hook = Arc<dyn Fn(Irq) + Send + Sync>;
 /// An SMMU behind its lock.
 pub(crate) struct Smmu {
     unit: Mutex<Unit>,
+    clock: Arc<Clock>,
+    cmdq: Arc<Glance>,
     hook: RwLock<Option<Hook>>,
 }
 
@@ -71,6 +75,10 @@ pub(crate) struct Unit {
     pub ids: IdRegs,
     pub features: Features,
     pub laziness: Laziness,
+    pub latency: Latency,
+    pub clock: Arc<Clock>,
+    /// What is seen of the Command queue without the lock.
+    pub cmdq_glance: Arc<Glance>,
     pub regs: Regs,
     pub configs: ConfigCache,
     pub tlb: Tlb,
@@ -80,8 +88,8 @@ pub(crate) struct Unit {
     pub dead: bool,
     /// Commands that each look consumes at most.
     pub commands_per_look: Option<u32>,
-    pub log: VecDeque<Command>,
-    pub commands: BTreeMap<&'static str, u64>,
+    pub log: VecDeque<RawCommand>,
+    pub commands: CommandCounts,
     pub syncs: u64,
     pub events: u64,
     pub events_lost: u64,
@@ -94,6 +102,8 @@ pub(crate) struct Unit {
     pub translated: u64,
     /// The PCIe functions, by StreamID.
     pub functions: Map<u32, Function>,
+    /// Those whose ATC has doomed entries.
+    pub doomed_atcs: Vec<u32>,
     pub outstanding: Vec<Outstanding>,
     /// Writes on their way, in the order in which they were posted.
     pub posted: Vec<Posted>,
@@ -118,9 +128,11 @@ impl Smmu {
         seed: u64,
         memory: Arc<Memory>,
         oracle: Arc<Oracle>,
+        clock: Arc<Clock>,
     ) -> Self {
         let ids = config.id_regs();
         let mut rng = Rng::new(seed ^ (index as u64) << 32);
+        let cmdq = Arc::new(Glance::default());
         let mut unit = Unit {
             index,
             memory,
@@ -128,6 +140,9 @@ impl Smmu {
             ids,
             features: Features::from(ids),
             laziness: config.laziness.clone(),
+            latency: config.latency,
+            clock: clock.clone(),
+            cmdq_glance: cmdq.clone(),
             regs: Regs::at_reset(&mut rng),
             configs: ConfigCache::default(),
             tlb: Tlb::new(config.laziness.tlb_entries),
@@ -136,7 +151,7 @@ impl Smmu {
             dead: false,
             commands_per_look: None,
             log: VecDeque::new(),
-            commands: BTreeMap::new(),
+            commands: CommandCounts::none(),
             syncs: 0,
             events: 0,
             events_lost: 0,
@@ -148,6 +163,7 @@ impl Smmu {
             ats_requests: 0,
             translated: 0,
             functions: Map::default(),
+            doomed_atcs: Vec::new(),
             outstanding: Vec::new(),
             posted: Vec::new(),
             recent: Vec::new(),
@@ -158,7 +174,7 @@ impl Smmu {
             let (base, pages) = (unit.memory.base(), unit.memory.size() / PAGE);
             unit.tlb.fill_with_junk(&mut unit.rng, |rng| base + rng.below(pages) * PAGE);
         }
-        Smmu { unit: Mutex::new(unit), hook: RwLock::new(None) }
+        Smmu { unit: Mutex::new(unit), clock, cmdq, hook: RwLock::new(None) }
     }
 
     /// Does something with the SMMU, then delivers the interrupts that it led to.
@@ -176,6 +192,11 @@ impl Smmu {
         result
     }
 
+    /// CMDQ_CONS, if that is known without the lock.
+    pub(crate) fn glance_at_cons(&self) -> Option<u32> {
+        self.cmdq.cons(&self.clock)
+    }
+
     pub(crate) fn set_hook(&self, hook: Option<Hook>) {
         *self.hook.write().unwrap_or_else(PoisonError::into_inner) = hook;
     }
@@ -186,7 +207,7 @@ impl Smmu {
     /// completion of a CMD_SYNC.
     pub(crate) fn dma(&self, request: &Request, transfer: Transfer<'_>) -> Result<(), DmaError> {
         self.with(|unit| {
-            if unit.commands_per_look.is_some() {
+            if unit.commands_per_look.is_some() || unit.timed() {
                 unit.look();
             }
             unit.some_posted_arrive();
@@ -328,9 +349,14 @@ impl Unit {
         Err(DmaError::Aborted(fault.event))
     }
 
+    pub(crate) fn take_log(&mut self) -> Vec<Command> {
+        // They were legal.
+        self.log.drain(..).filter_map(|raw| raw.decode().ok()).collect()
+    }
+
     pub(crate) fn report(&self) -> SmmuReport {
         SmmuReport {
-            commands: self.commands.clone(),
+            commands: self.commands.by_mnemonic(),
             syncs: self.syncs,
             events: self.events,
             events_lost: self.events_lost,
@@ -347,7 +373,7 @@ impl Unit {
     }
 
     pub(crate) fn clear_counts(&mut self) {
-        self.commands.clear();
+        self.commands = CommandCounts::none();
         for counter in [&mut self.syncs, &mut self.events, &mut self.events_lost, &mut self.walks] {
             *counter = 0;
         }

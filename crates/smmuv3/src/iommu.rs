@@ -22,7 +22,7 @@ pub struct OutOfMemory;
 pub struct Iommu<P: Platform>(Shared<Fleet<P>>);
 
 /// One SMMU of an [`Iommu`]. Cheap to clone.
-pub struct SmmuHandle<P: Platform>(Shared<Smmu<P>>);
+pub struct SmmuHandle<P: Platform>(pub(crate) Shared<Smmu<P>>);
 
 /// Which device to add: its StreamIDs and what it can do.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -84,7 +84,9 @@ pub use domain::{
     DomainError, Geometry, GuestCommandError, GuestCommandFault, GuestSteError, MapStreamError, NestedDomain, Owed,
     PagingDomain, SvaDomain, SvaTable, VSmmu, VSmmuError,
 };
-pub use invalidate::{BadRange, InvalidateError, MapError, UnmapError, UnmapReport};
+pub use invalidate::{
+    BadRange, DeferLimits, Deferred, Gather, InvalidateError, MapError, NotDeferred, UnmapError, UnmapReport,
+};
 pub use invs::{Key, Kind};
 pub use iommu::{AddDeviceError, DeviceConfig, Iommu, OutOfMemory, SmmuHandle};
 pub use queue::{EventsTaken, QueueError};

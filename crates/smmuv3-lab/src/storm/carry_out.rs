@@ -6,7 +6,10 @@ use std::time::Instant;
 
 use smmuv3::arch::{ATC_INV_ALL, Command, SyncSignal, TlbiAddr};
 use smmuv3::platform::Iova;
-use smmuv3::{AttachError, Device, GuestCommandFault, MapError, Unconfirmed, VSmmuError};
+use smmuv3::{
+    AttachError, DeferLimits, Device, GuestCommandFault, MapError, PagingDomain, Unconfirmed, UnmapError, UnmapReport,
+    VSmmuError,
+};
 use smmuv3_model::DataPages;
 
 use super::books::{
@@ -16,13 +19,16 @@ use super::context::{self, Focus, Target};
 use super::guest::Virtual;
 use super::host::Host;
 use super::lock;
-use super::op::{GuestCommands, Op, REGION_PAGES, Step};
+use super::op::{GuestCommands, Op, REGION_PAGES, Step, Way};
 use super::rng::{Rng, derive};
 use super::round::Kind;
 use super::world::World;
 
 /// A place that this thread works on.
 type Held<'a> = MutexGuard<'a, Option<DataPages>>;
+
+/// An IOVA and a number of bytes.
+type Range = (Iova, u64);
 
 /// One past the last IOVA of a domain with the default geometry.
 const INPUT_END: u64 = 1 << 39;
@@ -39,10 +45,10 @@ impl World {
         let rng = &mut Rng::new(derive(step.seed, 1));
         match step.op {
             Op::Map { domain, first, count } => self.map(&self.areas[domain], first, count),
-            Op::Unmap { domain, first, count } => self.unmap_pages(&self.areas[domain], first, count),
+            Op::Unmap { domain, first, count, way } => self.unmap_pages(&self.areas[domain], first, count, way),
             Op::MapRegion { domain, region, block } => self.map_region(&self.areas[domain], region, block),
             Op::MapPage { domain, region, page } => self.map_page(&self.areas[domain], region, page),
-            Op::UnmapRegion { domain, region } => self.unmap_region(&self.areas[domain], region),
+            Op::UnmapRegion { domain, region, way } => self.unmap_region(&self.areas[domain], region, way),
             Op::UnmapAll { domain } => self.unmap_all(domain, false),
             Op::Renew { domain } => self.unmap_all(domain, true),
             Op::Attach { device, domain } => self.attach(device, domain),
@@ -113,7 +119,7 @@ impl World {
             // Some of them may be mapped.
             for ((page, mut slot), (_, data)) in held.into_iter().zip(fresh) {
                 *slot = Some(data);
-                self.unmap(&named, (page_at(page), PAGE), &mut [slot], &[page_at(page)], false);
+                self.unmap(&named, &[(page_at(page), PAGE)], Way::AtOnce, &mut [slot], &[page_at(page)], false);
             }
         }
     }
@@ -147,7 +153,7 @@ impl World {
         if mapped {
             self.expect_reached(&named, &iovas);
         } else {
-            self.unmap(&named, (region_at(region), REGION), &mut [whole], &iovas, false);
+            self.unmap(&named, &[(region_at(region), REGION)], Way::AtOnce, &mut [whole], &iovas, false);
         }
     }
 
@@ -165,7 +171,7 @@ impl World {
         let mapped = context::focused(focus, || self.map_at(&named, iova, data.addr(), PAGE));
         *slot = Some(data);
         if !mapped {
-            self.unmap(&named, (iova, PAGE), &mut [slot], &[iova], false);
+            self.unmap(&named, &[(iova, PAGE)], Way::AtOnce, &mut [slot], &[iova], false);
         }
     }
 
@@ -186,18 +192,22 @@ impl World {
 
     // --- unmap ---
 
-    fn unmap_pages(&self, area: &Area, first: usize, count: usize) {
+    fn unmap_pages(&self, area: &Area, first: usize, count: usize, way: Way) {
         let mut held: Vec<_> = area.pages[first..first + count].iter().filter_map(hold).collect();
         if held.len() < count {
             return;
         }
         let named = lock(&area.domain).clone();
         let iovas: Vec<Iova> = (first..first + count).map(page_at).collect();
-        self.unmap(&named, (page_at(first), count as u64 * PAGE), &mut held, &iovas, true);
+        let ranges = match way {
+            Way::AtOnce => vec![(page_at(first), count as u64 * PAGE)],
+            Way::Gathered | Way::Deferred => iovas.iter().rev().map(|&iova| (iova, PAGE)).collect(),
+        };
+        self.unmap(&named, &ranges, way, &mut held, &iovas, true);
     }
 
     /// Unmaps the region, also pages that another thread is just mapping: theirs may be gone then, but is not freed.
-    fn unmap_region(&self, area: &Area, region: usize) {
+    fn unmap_region(&self, area: &Area, region: usize, way: Way) {
         let slots = &area.regions[region];
         let Some(whole) = hold(&slots.whole) else { return };
         let mut held = vec![whole];
@@ -209,7 +219,7 @@ impl World {
             }
         }
         let named = lock(&area.domain).clone();
-        self.unmap(&named, (region_at(region), REGION), &mut held, &iovas, false);
+        self.unmap(&named, &[(region_at(region), REGION)], way, &mut held, &iovas, false);
     }
 
     /// Unmaps everything. With `renew` a new domain takes the place of the old one, which lives for as long as devices are attached to it.
@@ -226,7 +236,7 @@ impl World {
             return;
         }
         let named = lock(&area.domain).clone();
-        self.unmap(&named, (Iova(0), INPUT_END), &mut held, &self.bus.iovas, false);
+        self.unmap(&named, &[(Iova(0), INPUT_END)], Way::AtOnce, &mut held, &self.bus.iovas, false);
         if renew && let Ok(new) = self.domain(place) {
             let old = std::mem::replace(&mut *lock(&area.domain), new);
             let focus = Focus { targets: self.attached_to(old.id), iovas: self.bus.iovas.clone() };
@@ -234,16 +244,16 @@ impl World {
         }
     }
 
-    /// Unmaps a range and frees what is mapped in the places that are held, which is then out of reach at `iovas`. `all`: it is all that is
-    /// mapped in the range.
-    fn unmap(&self, named: &Named, (iova, len): (Iova, u64), held: &mut [Held<'_>], iovas: &[Iova], all: bool) {
+    /// Unmaps ranges and frees what is mapped in the places that are held, which is then out of reach at `iovas`. `all`: it is all that is
+    /// mapped there.
+    fn unmap(&self, named: &Named, ranges: &[Range], way: Way, held: &mut [Held<'_>], iovas: &[Iova], all: bool) {
         let bytes: u64 = held.iter().filter_map(|slot| slot.as_ref()).map(DataPages::size).sum();
         let mut atcs = 0;
         named.domain.owed(|owed| atcs += u64::from(owed.key.kind() == smmuv3::Kind::Ats));
         let focus = Focus { targets: self.attached_to(named.id), iovas: iovas.to_vec() };
         iovas.first().into_iter().chain(iovas.last()).for_each(|&iova| self.bus.unmapping(iova));
         let start = Instant::now();
-        let result = context::focused(focus, || named.domain.unmap(iova, len));
+        let result = context::focused(focus, || unmapped(&named.domain, ranges, way));
         let time = start.elapsed();
         let report = match result {
             Ok(report) => report,
@@ -259,6 +269,7 @@ impl World {
         tally.unmaps.fetch_add(1, Relaxed);
         tally.wait_rounds.fetch_add(report.wait_rounds.into(), Relaxed);
         tally.invalidations.fetch_add((report.wait_rounds > 0).into(), Relaxed);
+        let len: u64 = ranges.iter().map(|(_, len)| len).sum();
         if len < INPUT_END {
             tally.atc_pages.fetch_add(atcs * len / PAGE, Relaxed);
         }
@@ -482,3 +493,22 @@ impl Area {
 
 // A region has as many places as it has pages that are mapped one by one.
 const _: () = assert!(REGION_PAGES.len() <= REGION_LEN);
+
+fn unmapped(domain: &PagingDomain<Host>, ranges: &[Range], way: Way) -> Result<UnmapReport, UnmapError> {
+    match way {
+        Way::AtOnce => ranges.iter().try_fold(UnmapReport::default(), |_, &(iova, len)| domain.unmap(iova, len)),
+        Way::Gathered => {
+            let mut gather = domain.gather();
+            ranges.iter().try_for_each(|&(iova, len)| gather.unmap(iova, len).map(|_| ()))?;
+            gather.flush()
+        }
+        Way::Deferred => {
+            let limits = DeferLimits { count: ranges.len(), age_ns: u64::MAX };
+            let mut later = domain.deferred(limits, |()| ()).expect("this host does not run out of memory");
+            ranges
+                .iter()
+                .try_for_each(|&(iova, len)| later.unmap(iova, len, ()).map(|_| ()).map_err(|not| not.cause))?;
+            later.flush()
+        }
+    }
+}

@@ -26,6 +26,18 @@ pub(super) struct Step {
     pub op: Op,
 }
 
+/// How a range is unmapped.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Way {
+    /// With one call.
+    AtOnce,
+    /// Page by page, with one invalidation at the end.
+    Gathered,
+    /// The same with owners that wait for it.
+    Deferred,
+}
+
 /// An operation. Domains, devices, guests and SMMUs are numbered from 0. What makes no sense at the moment does nothing: a page that is
 /// mapped already is not mapped, what another thread works on is left alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,11 +49,12 @@ pub(super) enum Op {
         first: usize,
         count: usize,
     },
-    /// Unmaps some pages with one call, frees them, and lets devices try.
+    /// Unmaps some pages, frees them, and lets devices try.
     Unmap {
         domain: usize,
         first: usize,
         count: usize,
+        way: Way,
     },
     /// Maps all of a region: with a block, or page by page.
     MapRegion {
@@ -59,6 +72,7 @@ pub(super) enum Op {
     UnmapRegion {
         domain: usize,
         region: usize,
+        way: Way,
     },
     /// Unmaps everything with one call.
     UnmapAll {
@@ -143,12 +157,13 @@ impl Op {
         let guest = rng.below(guests.max(1));
         let count = if rng.one_in(2) { 1 } else { 1 + rng.below(5) };
         let first = rng.below(PAGES - count + 1);
+        let way = rng.pick(&[Way::AtOnce, Way::AtOnce, Way::Gathered, Way::Deferred]);
         match rng.below(100) {
             0..22 => Op::Map { domain, first, count },
-            22..44 => Op::Unmap { domain, first, count },
+            22..44 => Op::Unmap { domain, first, count, way },
             44..46 => Op::MapRegion { domain, region, block: rng.one_in(2) },
             46..51 => Op::MapPage { domain, region, page: rng.below(REGION_PAGES.len()) },
-            51..55 => Op::UnmapRegion { domain, region },
+            51..55 => Op::UnmapRegion { domain, region, way },
             55 => Op::UnmapAll { domain },
             56 => Op::Renew { domain },
             57..68 => Op::Attach { device, domain },
@@ -174,10 +189,10 @@ impl Op {
             domain < machine.domains && device < machine.devices && guest < machine.real_guests().max(1)
         };
         match *self {
-            Op::Map { domain, first, count } | Op::Unmap { domain, first, count } => {
+            Op::Map { domain, first, count } | Op::Unmap { domain, first, count, .. } => {
                 fits(domain, 0, 0) && count > 0 && first < PAGES && count <= PAGES - first
             }
-            Op::MapRegion { domain, region, .. } | Op::UnmapRegion { domain, region } => {
+            Op::MapRegion { domain, region, .. } | Op::UnmapRegion { domain, region, .. } => {
                 fits(domain, 0, 0) && region < REGIONS
             }
             Op::MapPage { domain, region, page } => fits(domain, 0, 0) && region < REGIONS && page < REGION_PAGES.len(),
@@ -200,8 +215,8 @@ impl Op {
             Op::Map { domain, first, count } if count > 1 => {
                 (first..first + count).map(|first| Op::Map { domain, first, count: 1 }).collect()
             }
-            Op::Unmap { domain, first, count } if count > 1 => {
-                (first..first + count).map(|first| Op::Unmap { domain, first, count: 1 }).collect()
+            Op::Unmap { domain, first, count, way } if count > 1 => {
+                (first..first + count).map(|first| Op::Unmap { domain, first, count: 1, way }).collect()
             }
             Op::Dma { device, accesses } if accesses > 1 => vec![Op::Dma { device, accesses: accesses / 2 }],
             _ => Vec::new(),
@@ -209,11 +224,23 @@ impl Op {
     }
 }
 
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Way::AtOnce => "",
+            Way::Gathered => ", gathered",
+            Way::Deferred => ", deferred",
+        })
+    }
+}
+
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Op::Map { domain, first, count } => write!(f, "map pages {first} + {count} of domain {domain}"),
-            Op::Unmap { domain, first, count } => write!(f, "unmap pages {first} + {count} of domain {domain}"),
+            Op::Unmap { domain, first, count, way } => {
+                write!(f, "unmap pages {first} + {count} of domain {domain}{way}")
+            }
             Op::MapRegion { domain, region, block } => {
                 write!(
                     f,
@@ -224,7 +251,7 @@ impl fmt::Display for Op {
             Op::MapPage { domain, region, page } => {
                 write!(f, "map page {} of region {region} of domain {domain}", REGION_PAGES[*page])
             }
-            Op::UnmapRegion { domain, region } => write!(f, "unmap region {region} of domain {domain}"),
+            Op::UnmapRegion { domain, region, way } => write!(f, "unmap region {region} of domain {domain}{way}"),
             Op::UnmapAll { domain } => write!(f, "unmap all of domain {domain}"),
             Op::Renew { domain } => write!(f, "unmap all of domain {domain} and make it anew"),
             Op::Attach { device, domain } => write!(f, "attach device {device} to domain {domain}"),

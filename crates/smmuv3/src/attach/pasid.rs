@@ -7,7 +7,7 @@ use super::write::stage1_cd;
 use super::{AttachError, Unconfirmed};
 use crate::arch::{Cd, MAIR, RawCd, Stage};
 use crate::domain::{Owner, PagingDomain, Sva, SvaDomain};
-use crate::invalidate::{Change, InvalidateError, invalidate};
+use crate::invalidate::{Change, InvalidateError, Span, invalidate};
 use crate::platform::{Iova, Platform};
 use crate::shared::Shared;
 
@@ -203,10 +203,10 @@ impl<P: Platform> SvaDomain<P> {
         let sva = &*self.0;
         let granule = sva.shape.granule();
         let first = iova.0 & !(granule.size() - 1);
-        let change = match len.checked_sub(1).map(|more| iova.0.saturating_add(more)) {
-            Some(last) if last < sva.shape.input_end() => {
-                Change::Range { first, last: last | (granule.size() - 1), granule, stride: granule.size(), leaf }
-            }
+        let last = len.checked_sub(1).map(|more| iova.0.saturating_add(more));
+        let spans = last.map(|last| [Span { first, last: last | (granule.size() - 1), stride: granule.size(), leaf }]);
+        let change = match &spans {
+            Some(spans @ [span]) if span.last < sva.shape.input_end() => Change::Spans { granule, spans },
             _ => Change::Everything,
         };
         invalidate(&sva.fleet, &sva.invs, &change).map(|_| ())

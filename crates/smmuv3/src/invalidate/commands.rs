@@ -1,24 +1,15 @@
 //! From entries of the array and a change to the commands for one SMMU.
 
 use super::range::{atc_cover, tlbi_cover};
+use super::spans::Span;
 use crate::arch::{ATC_INV_ALL, Command, Features, Granule, SyncSignal, TlbiAddr};
 use crate::invs::{Key, Kind};
 
 /// What changed in a translation table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Change {
-    /// Descriptors for `first ..= last`.
-    Range {
-        /// The first byte; a multiple of the granule.
-        first: u64,
-        /// The last byte.
-        last: u64,
-        granule: Granule,
-        /// The smallest leaf that was there: without range invalidation, one command for each of them.
-        stride: u64,
-        /// Only leaves changed; tables stay where they are, and walk caches are right.
-        leaf: bool,
-    },
+pub(crate) enum Change<'a> {
+    /// The descriptors of these ranges.
+    Spans { granule: Granule, spans: &'a [Span] },
     /// Anything.
     Everything,
 }
@@ -30,9 +21,9 @@ const MAX_SINGLE: u64 = 64;
 ///
 /// Commands behind a CMD_SYNC do not begin before it completes (IHI 0070 §4.7.3), so the order TLBI, stage 1 clear, ATC_INV needs
 /// no CPU to wait in between. The final CMD_SYNC is the caller's.
-pub(super) fn push_commands(
+pub(crate) fn push_commands(
     keys: impl Iterator<Item = Key>,
-    change: &Change,
+    change: &Change<'_>,
     features: &Features,
     ats_stu: u8,
     mut push: impl FnMut(Command),
@@ -54,38 +45,45 @@ pub(super) fn push_commands(
     }
 }
 
-fn push_entry(key: Key, change: &Change, features: &Features, ats_stu: u8, push: &mut impl FnMut(Command)) {
-    // ASIDs and VMIDs have 16 bits; an entry's id came from one.
-    let tag = key.id() as u16;
+fn push_entry(key: Key, change: &Change<'_>, features: &Features, ats_stu: u8, push: &mut impl FnMut(Command)) {
     match (key.kind(), *change) {
-        (Kind::S1Asid | Kind::S2Vmid, Change::Range { first, last, granule, stride, leaf }) => {
-            let by_address = |addr| match key.kind() {
-                Kind::S1Asid => Command::TlbiNhVa { vmid: 0, asid: tag, addr },
-                _ => Command::TlbiS2Ipa { vmid: tag, addr },
-            };
-            if features.range_inv {
-                let granules = ((last - first) >> granule.shift()) + 1;
-                let range = tlbi_cover(granules, granule);
-                push(by_address(TlbiAddr { addr: first, leaf, range }));
-                return;
+        (Kind::S1Asid | Kind::S2Vmid, Change::Everything) => push(flush_tag(key)),
+        (Kind::S1Asid | Kind::S2Vmid, Change::Spans { granule, spans }) => {
+            let count = |span: &Span| (span.last - span.first) / span.stride.max(granule.size()) + 1;
+            let singles = spans.iter().fold(0u64, |sum, span| sum.saturating_add(count(span)));
+            if !features.range_inv && singles > MAX_SINGLE {
+                return push(flush_tag(key));
             }
-            let count = (last - first) / stride.max(granule.size()) + 1;
-            if count > MAX_SINGLE {
-                push(flush_tag(key));
-                return;
-            }
-            for index in 0..count {
-                push(by_address(TlbiAddr { addr: first + index * stride.max(granule.size()), leaf, range: None }));
+            for span in spans {
+                let Span { first, last, stride, leaf } = *span;
+                if features.range_inv {
+                    let granules = ((last - first) >> granule.shift()) + 1;
+                    push(tlbi(key, TlbiAddr { addr: first, leaf, range: tlbi_cover(granules, granule) }));
+                    continue;
+                }
+                for index in 0..count(span) {
+                    let addr = first + index * stride.max(granule.size());
+                    push(tlbi(key, TlbiAddr { addr, leaf, range: None }));
+                }
             }
         }
-        (Kind::S1Asid | Kind::S2Vmid, Change::Everything) => push(flush_tag(key)),
-        (Kind::S2VmidS1Clear, _) => push(Command::TlbiNhAll { vmid: tag }),
-        (Kind::Ats, Change::Range { first, last, .. }) => {
-            for (addr, size) in atc_cover(first, last, ats_stu).into_iter().flatten() {
+        // ASIDs and VMIDs have 16 bits; an entry's id came from one.
+        (Kind::S2VmidS1Clear, _) => push(Command::TlbiNhAll { vmid: key.id() as u16 }),
+        (Kind::Ats, Change::Spans { spans, .. }) => {
+            for (addr, size) in spans.iter().flat_map(|span| atc_cover(span.first, span.last, ats_stu)).flatten() {
                 push(atc_inv(key, addr, size));
             }
         }
         (Kind::Ats, Change::Everything) | (Kind::AtsFull, _) => push(flush_atc(key)),
+    }
+}
+
+/// The invalidation of some addresses of a tag.
+fn tlbi(key: Key, addr: TlbiAddr) -> Command {
+    let tag = key.id() as u16;
+    match key.kind() {
+        Kind::S1Asid => Command::TlbiNhVa { vmid: 0, asid: tag, addr },
+        _ => Command::TlbiS2Ipa { vmid: tag, addr },
     }
 }
 

@@ -17,11 +17,15 @@ fn features(ril: bool) -> Features {
     })
 }
 
-fn pages(first: u64, count: u64, leaf: bool) -> Change {
-    Change::Range { first, last: first + count * 0x1000 - 1, granule: Granule::K4, stride: 0x1000, leaf }
+fn pages(first: u64, count: u64, leaf: bool) -> Change<'static> {
+    spans(&[Span { first, last: first + count * 0x1000 - 1, stride: 0x1000, leaf }])
 }
 
-fn commands(keys: &[Key], change: Change, ril: bool) -> Vec<Command> {
+fn spans(spans: &[Span]) -> Change<'static> {
+    Change::Spans { granule: Granule::K4, spans: spans.to_vec().leak() }
+}
+
+fn commands(keys: &[Key], change: Change<'_>, ril: bool) -> Vec<Command> {
     assert!(keys.is_sorted());
     let mut all = Vec::new();
     push_commands(keys.iter().copied(), &change, &features(ril), 0, |command| all.push(command));
@@ -66,7 +70,7 @@ fn without_range_invalidation_pages_go_one_by_one_up_to_a_limit_and_then_the_tag
     assert_eq!(commands(&[VMID], pages(0, 64, true), false).len(), 64);
     assert_eq!(commands(&[VMID], pages(0, 65, true), false), [Command::TlbiS12Vmall { vmid: 9 }]);
     // Four blocks of 2 MiB are four commands.
-    let blocks = Change::Range { first: 0, last: 0x7f_ffff, granule: Granule::K4, stride: 0x20_0000, leaf: true };
+    let blocks = spans(&[Span { first: 0, last: 0x7f_ffff, stride: 0x20_0000, leaf: true }]);
     assert_eq!(commands(&[ASID], blocks, false).len(), 4);
 }
 
@@ -96,6 +100,25 @@ fn a_sync_stands_between_kinds_that_must_not_overtake_each_other() {
         "the whole flush of the VMID clears its stage 1 too"
     );
     assert_eq!(commands(&[ats], pages(0x5000, 1, true), true).len(), 1, "no sync in front of the first");
+}
+
+#[test]
+fn several_ranges_are_invalidated_kind_by_kind() {
+    let ats = Key::new(0, Kind::Ats, 0x18, 0);
+    let page = |first| Span { first, last: first + 0xfff, stride: 0x1000, leaf: true };
+    let two = spans(&[page(0x5000), page(0x9000)]);
+    let tlbi = |at| Command::TlbiNhVa { vmid: 0, asid: 7, addr: addr(at, true, None) };
+    let atc = |addr| Command::AtcInv { sid: 0x18, ssid: None, global: false, addr, size: 0 };
+    for ril in [false, true] {
+        assert_eq!(
+            commands(&[ASID, ats], two, ril),
+            [tlbi(0x5000), tlbi(0x9000), SYNC, atc(0x5000), atc(0x9000)],
+            "one CMD_SYNC for all of a kind"
+        );
+    }
+    // The limit is one for all of them.
+    let many = |first| Span { first, last: first + 40 * 0x1000 - 1, stride: 0x1000, leaf: true };
+    assert_eq!(commands(&[VMID], spans(&[many(0), many(0x10_0000)]), false), [Command::TlbiS12Vmall { vmid: 9 }]);
 }
 
 #[test]

@@ -7,9 +7,14 @@
 //! first walk sees the new descriptors.
 
 mod commands;
+mod gather;
 mod range;
+mod spans;
 
-pub(crate) use commands::{Change, flush_tag};
+pub(crate) use commands::{Change, flush_tag, push_commands};
+pub(crate) use gather::Gathered;
+pub use gather::{DeferLimits, Deferred, Gather, NotDeferred};
+pub(crate) use spans::Span;
 
 use crate::primitive::Ordering;
 use arrayvec::ArrayVec;
@@ -24,7 +29,6 @@ use crate::queue::{QueueError, Submission, Ticket};
 use crate::rcu::Reader;
 use crate::shared::Shared;
 use crate::smmu::{Fleet, MAX_SMMUS, Smmu, SmmuId};
-use commands::push_commands;
 
 /// Why a range can't be mapped or unmapped, whatever is in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -219,21 +223,6 @@ impl<P: Platform> Paging<P> {
         Some(BadRange::Misaligned { value, granule })
     }
 
-    /// What is to be forgotten after an unmap that found this.
-    #[inline(never)]
-    fn change(&self, iova: Iova, len: u64, found: &Unmapped) -> Change {
-        // Also where that call found nothing: another may have cleared the descriptors and not have completed its invalidation, or
-        // its invalidation may have failed. It may have taken out tables, too, so only a call that found everything knows what was there, and
-        // not even that one where an invalidation has failed since: pages may be cached where a block was found.
-        let granule = self.table.shape().granule();
-        let leaf = found.tables.is_empty() && found.bytes == len && !self.in_doubt.load(Ordering::Relaxed);
-        if len == self.table.shape().input_end() {
-            return Change::Everything;
-        }
-        let stride = if leaf { found.smallest_leaf } else { granule.size() };
-        Change::Range { first: iova.0, last: iova.0 + (len - 1), granule, stride, leaf }
-    }
-
     /// Takes the first part of a mapping back that failed behind it.
     #[cold]
     fn take_back(&self, iova: Iova, failure: MapFailure) -> MapError {
@@ -260,33 +249,69 @@ impl<P: Platform> Paging<P> {
         // This section keeps the tables that are walked here, and the array that is loaded after the descriptors changed.
         let section = self.invs.enter();
         let found = self.table.unmap(iova, len).map_err(|(iova, size)| UnmapError::PartOfBlock { iova, size })?;
-        let Some(array) = listed(&self.fleet, &section) else {
-            drop(section);
-            return self.conclude(found, Ok(0));
-        };
-        let result = carry_out(&self.fleet, array, &self.change(iova, len, &found));
+        let nobody = listed(&self.fleet, &section).is_none();
         drop(section);
-        self.conclude(found, result)
+        if nobody {
+            self.table.retire(found.tables, &self.fleet.rcu);
+            return Ok(UnmapReport { bytes: found.bytes, wait_rounds: 0 });
+        }
+        self.settle_one(iova, len, found)
     }
 
-    /// Gives up what an unmap found, after its invalidation.
-    #[inline]
-    fn conclude(&self, found: Unmapped, result: Result<u32, InvalidateError>) -> Result<UnmapReport, UnmapError> {
-        let Unmapped { bytes, tables, .. } = found;
-        match result {
-            Ok(wait_rounds) => {
-                self.table.retire(tables, &self.fleet.rcu);
-                Ok(UnmapReport { bytes, wait_rounds })
-            }
-            Err(source) if source.sid.is_some() => {
-                self.table.retire(tables, &self.fleet.rcu);
-                Err(UnmapError::CutOff { bytes, source })
-            }
+    #[inline(never)]
+    fn settle_one(&self, iova: Iova, len: u64, found: Unmapped) -> Result<UnmapReport, UnmapError> {
+        let mut gathered = Gathered::default();
+        self.gather_one(iova, len, found, &mut gathered);
+        self.settle(&mut gathered)
+    }
+
+    /// Takes a range out of the table, and returns the bytes that were mapped. Until [`settle`](Self::settle), devices may reach them.
+    pub(crate) fn take(&self, iova: Iova, len: u64, gathered: &mut Gathered) -> Result<u64, UnmapError> {
+        // The section keeps the tables that are walked. What is taken out of them is the caller's.
+        let section = self.fleet.rcu.enter();
+        let found = self.table.unmap(iova, len).map_err(|(iova, size)| UnmapError::PartOfBlock { iova, size })?;
+        drop(section);
+        let bytes = found.bytes;
+        self.gather_one(iova, len, found, gathered);
+        Ok(bytes)
+    }
+
+    /// Notes what was found in a range.
+    fn gather_one(&self, iova: Iova, len: u64, found: Unmapped, gathered: &mut Gathered) {
+        // Also where this call found nothing: another may have cleared the descriptors and not have completed its invalidation, or
+        // its invalidation may have failed. It may have taken out tables, too, so only a call that found everything knows what was there.
+        let leaf = found.tables.is_empty() && found.bytes == len;
+        let stride = if leaf { found.smallest_leaf } else { self.table.shape().granule().size() };
+        gathered.spans.add(Span { first: iova.0, last: iova.0 + (len - 1), stride, leaf });
+        gathered.bytes += found.bytes;
+        self.table.join(&mut gathered.tables, found.tables);
+    }
+
+    /// Invalidates what was gathered. **When it returns `Ok`, no device can reach it any more**, and nothing is gathered.
+    fn settle(&self, gathered: &mut Gathered) -> Result<UnmapReport, UnmapError> {
+        let shape = self.table.shape();
+        let granule = shape.granule();
+        if self.in_doubt.load(Ordering::Relaxed) {
+            // An invalidation has failed: pages may be cached where a block was found.
+            gathered.spans.forget_leaves(granule.size());
+        }
+        let change = match gathered.spans.as_slice() {
+            [] => return Ok(UnmapReport::default()),
+            [Span { first: 0, last, .. }] if last + 1 == shape.input_end() => Change::Everything,
+            spans => Change::Spans { granule, spans },
+        };
+        let result = invalidate(&self.fleet, &self.invs, &change);
+        let bytes = gathered.bytes;
+        if let Err(source @ InvalidateError { sid: None, .. }) = result {
             // The tables are not freed: an SMMU may still walk them.
-            Err(source) => {
-                self.in_doubt.store(true, Ordering::Relaxed);
-                Err(UnmapError::StillReachable { bytes, source })
-            }
+            self.in_doubt.store(true, Ordering::Relaxed);
+            return Err(UnmapError::StillReachable { bytes, source });
+        }
+        let Gathered { tables, .. } = core::mem::take(gathered);
+        self.table.retire(tables, &self.fleet.rcu);
+        match result {
+            Ok(wait_rounds) => Ok(UnmapReport { bytes, wait_rounds }),
+            Err(source) => Err(UnmapError::CutOff { bytes, source }),
         }
     }
 }
@@ -295,7 +320,7 @@ impl<P: Platform> Paging<P> {
 pub(crate) fn invalidate<P: Platform>(
     fleet: &Fleet<P>,
     invs: &Invs<P>,
-    change: &Change,
+    change: &Change<'_>,
 ) -> Result<u32, InvalidateError> {
     let section = invs.enter();
     listed(fleet, &section).map_or(Ok(0), |array| carry_out(fleet, array, change))

@@ -54,6 +54,14 @@ impl<P: Platform> PageTable<P> {
         }
     }
 
+    /// Moves the tables of one list to another.
+    pub(crate) fn join(&self, all: &mut DeadTables, tables: DeadTables) {
+        if let Some(last) = self.last(&tables) {
+            last.store(all.head | DEAD, Release);
+            all.head = tables.head;
+        }
+    }
+
     /// Frees the tables. Their invalidation has completed, and a grace period has passed since.
     pub(super) fn free(&self, mut tables: DeadTables) {
         while let Some(table) = self.pop(&mut tables) {

@@ -105,7 +105,9 @@ impl<P: Platform> PageTable<P> {
             let Some(found) = self.find(rest.at, self.page) else { return Err(MapCause::NoMemory) };
             let mapped = match self.slot(found.word, found.shift) {
                 Slot::Leaf | Slot::Table(_) => return Err(MapCause::Mapped),
-                Slot::Empty if found.shift == self.page || self.is_block(rest, found.shift) => self.map_run(rest, &found),
+                Slot::Empty if found.shift == self.page || self.is_block(rest, found.shift) => {
+                    self.map_run(rest, &found)
+                }
                 Slot::Empty => self.add_table(rest, &found)?,
                 Slot::Dead => 0,
             };

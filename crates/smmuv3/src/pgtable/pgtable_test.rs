@@ -336,6 +336,49 @@ fn overlapping_callers_lose_no_page_and_no_memory() {
     table.free(left.tables);
 }
 
+/// One fills whole tables of pages, one takes them out, one unmaps a page now and then so that a table stays that is not full:
+/// what is stored in a table that goes is found, or mapped again.
+#[test]
+fn tables_that_are_filled_while_they_go_lose_no_page() {
+    let platform = TestPlatform::new(4096);
+    let table = table(&platform, Stage::S1, Granule::K4, 39);
+    let rcu = crate::rcu::Sections::new(platform.clone());
+    let (mapped, unmapped) = thread::scope(|scope| {
+        let filler = scope.spawn(|| {
+            let maps = (0..4_000).map(|_| {
+                let _section = rcu.enter();
+                match table.map(Iova(0), PhysAddr(0x1000), 0x20_0000, RW) {
+                    Ok(()) => 512,
+                    Err(failure) => failure.at.0 / 0x1000,
+                }
+            });
+            maps.sum::<u64>()
+        });
+        let unmapper = scope.spawn(|| {
+            let unmaps = (0..4_000u64).map(|round| {
+                let section = rcu.enter();
+                // By halves the table stays.
+                let found = match round % 3 {
+                    0 => {
+                        let halves = [0, 0x10_0000].map(|at| table.unmap(Iova(at), 0x10_0000).unwrap().bytes);
+                        Unmapped { bytes: halves.iter().sum(), ..Unmapped::default() }
+                    }
+                    _ => table.unmap(Iova(0), 0x20_0000).unwrap(),
+                };
+                drop(section);
+                rcu.synchronize();
+                table.free(found.tables);
+                found.bytes / 0x1000
+            });
+            unmaps.sum::<u64>()
+        });
+        (filler.join().unwrap(), unmapper.join().unwrap())
+    });
+    let left = table.unmap(Iova(0), 0x20_0000).unwrap();
+    assert!(mapped <= unmapped + left.bytes / 0x1000, "of {mapped} pages {unmapped} were found");
+    table.free(left.tables);
+}
+
 #[test]
 fn a_table_pointer_is_visible_only_after_what_the_table_holds() {
     let platform = TestPlatform::new(16);

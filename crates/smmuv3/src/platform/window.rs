@@ -142,9 +142,16 @@ mod tests {
         let at = |addr, count| window.words(PhysAddr(addr), count).map(|w| w.len());
         assert_eq!(at(0x1000, 16), Some(16));
         assert_eq!(at(0x1078, 1), Some(1));
-                for (addr, count) in
-            [(0x1080, 0), (0x1080, 1), (0x1078, 2), (0xff8, 1), (0x1004, 1), (0x1000, 17), (u64::MAX, 1), (0x1000, usize::MAX)]
-        {
+        for (addr, count) in [
+            (0x1080, 0),
+            (0x1080, 1),
+            (0x1078, 2),
+            (0xff8, 1),
+            (0x1004, 1),
+            (0x1000, 17),
+            (u64::MAX, 1),
+            (0x1000, usize::MAX),
+        ] {
             assert_eq!(at(addr, count), None, "{count} words at {addr:#x}");
         }
         let word = |addr| window.word(PhysAddr(addr)).map(|word| word.load(Relaxed));
