@@ -6,9 +6,12 @@
 pub mod array;
 pub mod baseline;
 mod figure;
+pub mod host;
+pub mod instructions;
 pub mod machine;
 pub mod queue;
 pub mod section;
+pub mod table;
 mod timing;
 pub mod unmap;
 

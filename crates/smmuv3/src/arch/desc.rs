@@ -85,9 +85,11 @@ impl Desc {
     }
 
     /// The descriptor of a page (`level` 3) or block at `addr`, a multiple of its size.
-    pub const fn leaf(addr: PhysAddr, level: u8, stage: Stage, prot: Prot) -> Desc {
+    #[inline]
+    pub fn leaf(addr: PhysAddr, level: u8, stage: Stage, prot: Prot) -> Desc {
         let kind = if level == 3 { TABLE_OR_PAGE } else { VALID };
-        Desc(addr.0 & ADDR | kind | attributes(stage, prot))
+        // `Prot` has six bits.
+        Desc(addr.0 & ADDR | kind | ATTRIBUTES[stage as usize][prot.bits() as usize & 63])
     }
 
     /// What the SMMU reads in it at `level`, 0 to 3.
@@ -108,6 +110,24 @@ impl Desc {
             (false, 1) if matches!(granule, Granule::K4) => DescKind::Leaf(leaf),
             (false, _) => DescKind::Invalid,
         }
+    }
+
+    /// Whether the SMMU takes it for anything but a fault.
+    #[inline]
+    pub const fn is_valid(self) -> bool {
+        self.0 & VALID != 0
+    }
+
+    /// Of a valid descriptor: whether it is a table's or, at level 3, a page's, rather than a block's.
+    #[inline]
+    pub const fn is_table_or_page(self) -> bool {
+        self.0 & TABLE_OR_PAGE & !VALID != 0
+    }
+
+    /// The address in a descriptor that [`table`](Self::table) or [`leaf`](Self::leaf) made.
+    #[inline]
+    pub const fn addr(self) -> PhysAddr {
+        PhysAddr(self.0 & ADDR)
     }
 
     /// The permissions and memory type of a leaf: [`Prot::WRITE`] at stage 1 always comes with [`Prot::READ`].
@@ -149,6 +169,19 @@ impl Desc {
         self.0 & S1_NG != 0
     }
 }
+
+/// The attributes of leaves, for each stage and each `Prot`.
+static ATTRIBUTES: [[u64; 64]; 2] = {
+    let mut all = [[0; 64]; 2];
+    let mut bits = 0;
+    while bits < 64 {
+        let prot = Prot::from_bits_truncate(bits as u8);
+        all[Stage::S1 as usize][bits] = attributes(Stage::S1, prot);
+        all[Stage::S2 as usize][bits] = attributes(Stage::S2, prot);
+        bits += 1;
+    }
+    all
+};
 
 const fn attributes(stage: Stage, prot: Prot) -> u64 {
     let device = prot.contains(Prot::DEVICE);

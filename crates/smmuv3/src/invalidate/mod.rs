@@ -22,10 +22,11 @@ use arrayvec::ArrayVec;
 use crate::arch::regs::CmdqError;
 use crate::arch::{Granule, Prot};
 use crate::domain::{Paging, PagingDomain};
-use crate::invs::{Invs, Key, Kind, Run};
-use crate::pgtable::MapCause;
+use crate::invs::{InvArray, Invs, Key, Kind, Run};
+use crate::pgtable::{MapCause, MapFailure, Unmapped};
 use crate::platform::{Iova, PhysAddr, Platform};
 use crate::queue::{QueueError, Submission, Ticket};
+use crate::rcu::Reader;
 use crate::shared::Shared;
 use crate::smmu::{Fleet, MAX_SMMUS, Smmu, SmmuId};
 
@@ -167,23 +168,10 @@ impl<P: Platform> PagingDomain<P> {
         drop(section);
         // The descriptors come before whatever the caller does to set a device going. litmus: map-go
         domain.fleet.platform.write_barrier();
-        result.or_else(|failure| {
-            let done = failure.at.0 - iova.0;
-            if done > 0 {
-                domain.unmap(iova, done).map_err(|error| match error {
-                    UnmapError::StillReachable { source, .. } | UnmapError::CutOff { source, .. } => {
-                        MapError::NotTakenBack(source)
-                    }
-                    UnmapError::BadRange(bad) => bad.into(),
-                    // Another thread mapped a block over the same addresses.
-                    UnmapError::PartOfBlock { iova, .. } => MapError::AlreadyMapped(iova),
-                })?;
-            }
-            Err(match failure.cause {
-                MapCause::Mapped => MapError::AlreadyMapped(failure.at),
-                MapCause::NoMemory => MapError::NoMemory(failure.at),
-            })
-        })
+        match result {
+            Ok(()) => Ok(()),
+            Err(failure) => Err(domain.take_back(iova, failure)),
+        }
     }
 
     /// Takes `len` bytes at `iova` away from all devices; holes are passed over. **When it returns `Ok`, no device can reach
@@ -204,38 +192,76 @@ impl<P: Platform> PagingDomain<P> {
 }
 
 impl<P: Platform> Paging<P> {
+    #[inline]
     fn check_range(&self, iova: Iova, len: u64) -> Result<(), BadRange> {
-        let shape = self.table.shape();
-        let granule = shape.granule();
-        if len == 0 {
-            return Err(BadRange::Empty);
-        }
-        for value in [iova.0, len] {
-            if value & (granule.size() - 1) != 0 {
-                return Err(BadRange::Misaligned { value, granule });
-            }
-        }
-        match iova.0.checked_add(len) {
-            Some(end) if end <= shape.input_end() => Ok(()),
-            _ => Err(BadRange::Input { iova, len, bits: shape.input_bits() }),
-        }
+        if self.table.takes(iova, len) { Ok(()) } else { Err(self.bad_range(iova, len)) }
     }
 
+    #[inline]
     fn check_target(&self, paddr: PhysAddr, len: u64) -> Result<(), BadRange> {
-        let granule = self.table.shape().granule();
-        let bits = self.table.shape().output_size().bits();
-        if paddr.0 & (granule.size() - 1) != 0 {
-            return Err(BadRange::Misaligned { value: paddr.0, granule });
+        if self.table.reaches(paddr, len) { Ok(()) } else { Err(self.bad_target(paddr, len)) }
+    }
+
+    #[cold]
+    fn bad_range(&self, iova: Iova, len: u64) -> BadRange {
+        if len == 0 {
+            return BadRange::Empty;
         }
-        match paddr.0.checked_add(len) {
-            Some(end) if end <= 1 << bits => Ok(()),
-            _ => Err(BadRange::Output { paddr, len, bits }),
+        let bits = self.table.shape().input_bits();
+        self.misaligned([iova.0, len]).unwrap_or(BadRange::Input { iova, len, bits })
+    }
+
+    #[cold]
+    fn bad_target(&self, paddr: PhysAddr, len: u64) -> BadRange {
+        let bits = self.table.shape().output_size().bits();
+        self.misaligned([paddr.0, len]).unwrap_or(BadRange::Output { paddr, len, bits })
+    }
+
+    fn misaligned(&self, values: [u64; 2]) -> Option<BadRange> {
+        let granule = self.table.shape().granule();
+        let value = values.into_iter().find(|value| value & (granule.size() - 1) != 0)?;
+        Some(BadRange::Misaligned { value, granule })
+    }
+
+    /// Takes the first part of a mapping back that failed behind it.
+    #[cold]
+    fn take_back(&self, iova: Iova, failure: MapFailure) -> MapError {
+        let done = failure.at.0 - iova.0;
+        if done > 0
+            && let Err(error) = self.unmap(iova, done)
+        {
+            return match error {
+                UnmapError::StillReachable { source, .. } | UnmapError::CutOff { source, .. } => {
+                    MapError::NotTakenBack(source)
+                }
+                UnmapError::BadRange(bad) => bad.into(),
+                // Another thread mapped a block over the same addresses.
+                UnmapError::PartOfBlock { iova, .. } => MapError::AlreadyMapped(iova),
+            };
+        }
+        match failure.cause {
+            MapCause::Mapped => MapError::AlreadyMapped(failure.at),
+            MapCause::NoMemory => MapError::NoMemory(failure.at),
         }
     }
 
     fn unmap(&self, iova: Iova, len: u64) -> Result<UnmapReport, UnmapError> {
+        // This section keeps the tables that are walked here, and the array that is loaded after the descriptors changed.
+        let section = self.invs.enter();
+        let found = self.table.unmap(iova, len).map_err(|(iova, size)| UnmapError::PartOfBlock { iova, size })?;
+        let nobody = listed(&self.fleet, &section).is_none();
+        drop(section);
+        if nobody {
+            self.table.retire(found.tables, &self.fleet.rcu);
+            return Ok(UnmapReport { bytes: found.bytes, wait_rounds: 0 });
+        }
+        self.settle_one(iova, len, found)
+    }
+
+    #[inline(never)]
+    fn settle_one(&self, iova: Iova, len: u64, found: Unmapped) -> Result<UnmapReport, UnmapError> {
         let mut gathered = Gathered::default();
-        self.take(iova, len, &mut gathered)?;
+        self.gather_one(iova, len, found, &mut gathered);
         self.settle(&mut gathered)
     }
 
@@ -245,6 +271,13 @@ impl<P: Platform> Paging<P> {
         let section = self.fleet.rcu.enter();
         let found = self.table.unmap(iova, len).map_err(|(iova, size)| UnmapError::PartOfBlock { iova, size })?;
         drop(section);
+        let bytes = found.bytes;
+        self.gather_one(iova, len, found, gathered);
+        Ok(bytes)
+    }
+
+    /// Notes what was found in a range.
+    fn gather_one(&self, iova: Iova, len: u64, found: Unmapped, gathered: &mut Gathered) {
         // Also where this call found nothing: another may have cleared the descriptors and not have completed its invalidation, or
         // its invalidation may have failed. It may have taken out tables, too, so only a call that found everything knows what was there.
         let leaf = found.tables.is_empty() && found.bytes == len;
@@ -252,7 +285,6 @@ impl<P: Platform> Paging<P> {
         gathered.spans.add(Span { first: iova.0, last: iova.0 + (len - 1), stride, leaf });
         gathered.bytes += found.bytes;
         self.table.join(&mut gathered.tables, found.tables);
-        Ok(found.bytes)
     }
 
     /// Invalidates what was gathered. **When it returns `Ok`, no device can reach it any more**, and nothing is gathered.
@@ -290,16 +322,27 @@ pub(crate) fn invalidate<P: Platform>(
     invs: &Invs<P>,
     change: &Change<'_>,
 ) -> Result<u32, InvalidateError> {
-    // Entering the read section passes barrier (A): the change of the descriptors comes before the load of the array.
-    // litmus: publication, publication-again
-    let array = invs.load();
-    let mut runs = array.runs().peekable();
-    if runs.peek().is_none() {
+    let section = invs.enter();
+    listed(fleet, &section).map_or(Ok(0), |array| carry_out(fleet, array, change))
+}
+
+/// The array as it is after a change of the descriptors, if anything is listed in it.
+#[inline]
+fn listed<'a, P: Platform>(fleet: &Fleet<P>, section: &'a Reader<'_, InvArray, P>) -> Option<&'a InvArray> {
+    // Loading passes barrier (A): the change of the descriptors comes before.
+    let array = section.load();
+    if array.runs().next().is_none() {
         // The last device may just have been detached: what it did before comes before what the caller does next, as
         // behind a CMD_SYNC. litmus: detached
         fleet.platform.read_barrier();
-        return Ok(0);
+        return None;
     }
+    Some(array)
+}
+
+#[inline(never)]
+fn carry_out<P: Platform>(fleet: &Fleet<P>, array: &InvArray, change: &Change<'_>) -> Result<u32, InvalidateError> {
+    let mut runs = array.runs().peekable();
     // Whoever is listed is found here. litmus: fleet-member
     let members = fleet.load();
     let mut result = Ok(());

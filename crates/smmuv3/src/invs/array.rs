@@ -48,6 +48,7 @@ impl InvArray {
     }
 
     /// Each entry that has a user, in order, with the number of its users.
+    #[inline]
     pub(crate) fn live(&self) -> impl Iterator<Item = (Key, u32)> {
         self.live_in(0..self.counts().0)
     }

@@ -5,7 +5,7 @@ use allocator_api2::boxed::Box;
 
 use super::{InvArray, Key, Kind, NotPresent};
 use crate::platform::Platform;
-use crate::rcu::{Loaded, Published, Sections, Version};
+use crate::rcu::{Loaded, Published, Reader, Sections, Version};
 use crate::shared::Shared;
 
 /// The invalidations that a domain owes. Changed only under the attach mutex.
@@ -17,6 +17,11 @@ pub(crate) struct Merged(Box<Version<InvArray>>);
 impl<P: Platform> Invs<P> {
     pub(crate) fn try_new(sections: Shared<Sections<P>>) -> Result<Self, AllocError> {
         Published::try_new(InvArray::empty(), sections).map(Invs)
+    }
+
+    /// Enters a read section, in which the array may be loaded later.
+    pub(crate) fn enter(&self) -> Reader<'_, InvArray, P> {
+        self.0.enter()
     }
 
     /// Enters a read section, which passes barrier (A), and loads the array.

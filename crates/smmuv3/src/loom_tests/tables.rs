@@ -5,7 +5,7 @@ use loom::thread;
 
 use super::{FREED, LoomPlatform, explore};
 use crate::arch::{AddrSize, Granule, Prot, Shape, Stage};
-use crate::pgtable::PageTable;
+use crate::pgtable::{MapFailure, PageTable};
 use crate::platform::{Iova, PhysAddr};
 use crate::primitive::Ordering;
 use crate::rcu::Sections;
@@ -34,9 +34,13 @@ impl World {
     }
 
     fn map(&self, page: u64) {
+        self.try_map(page, PAGE).unwrap();
+    }
+
+    fn try_map(&self, page: u64, len: u64) -> Result<(), MapFailure> {
         let _section = self.sections.enter();
         let iova = Iova(page * PAGE);
-        self.table.map(iova, PhysAddr(0x8000_0000 + iova.0), PAGE, Prot::READ).unwrap();
+        self.table.map(iova, PhysAddr(0x8000_1000 + iova.0), len, Prot::READ)
     }
 
     /// Unmaps, and frees what tables that takes out. Returns the bytes that were mapped.
@@ -52,6 +56,12 @@ impl World {
         self.table.lookup(Iova(page * PAGE)).is_some()
     }
 
+    /// Whether a page is mapped in one of the tables that were made, linked or not.
+    fn stands_in(&self, table: usize, page: usize) -> bool {
+        let word = self.platform.words()[(2 + table) * WORDS + page].load(Ordering::Relaxed);
+        word != FREED && word & 1 != 0
+    }
+
     /// Whether a table was freed; if so, nobody has written to it since.
     fn freed(&self, table: usize) -> bool {
         let words = &self.platform.words()[(2 + table) * WORDS..][..WORDS];
@@ -63,7 +73,7 @@ impl World {
 
 #[test]
 fn what_is_mapped_while_its_table_goes_is_mapped_or_was_unmapped() {
-    explore(Some(1), || {
+    explore(Some(2), || {
         let world = World::new(2);
         let mapper = thread::spawn({
             let world = world.clone();
@@ -72,9 +82,26 @@ fn what_is_mapped_while_its_table_goes_is_mapped_or_was_unmapped() {
         let unmapped = world.unmap(0, TABLE);
         mapper.join().unwrap();
         assert!(!world.has(0));
-        assert_eq!(unmapped, if world.has(1) { PAGE } else { 2 * PAGE });
+        assert!(world.has(1) || unmapped == 2 * PAGE, "a mapping was lost with its table");
+        // Who unmaps it now does not make the SMMU forget a table that was taken out before.
+        assert!(!world.has(1) || !world.stands_in(0, 1), "a mapping was left in a table that was taken out");
         world.freed(0);
         assert!(!world.freed(1), "the table in use was freed");
+    });
+}
+
+#[test]
+fn of_two_threads_that_fill_a_table_one_has_it() {
+    explore(Some(2), || {
+        let world = World::new(1);
+        assert_eq!(world.unmap(0, PAGE), PAGE);
+        let other = thread::spawn({
+            let world = world.clone();
+            move || world.try_map(0, TABLE).is_ok()
+        });
+        let this = world.try_map(0, TABLE).is_ok();
+        assert!(this != other.join().unwrap());
+        assert!(world.has(0) && world.has(511));
     });
 }
 
@@ -91,6 +118,21 @@ fn of_two_threads_that_add_a_table_one_gives_its_own_back() {
         thread.join().unwrap();
         assert!(world.has(one) && world.has(other), "a mapping was lost with its table");
         assert!(!(world.freed(1) && world.freed(2)));
+    });
+}
+
+#[test]
+fn a_table_is_taken_out_by_one_of_two_threads() {
+    explore(Some(2), || {
+        let world = World::new(1);
+        let other = thread::spawn({
+            let world = world.clone();
+            move || world.unmap(0, TABLE)
+        });
+        let unmapped = world.unmap(0, TABLE);
+        assert_eq!(unmapped + other.join().unwrap(), PAGE);
+        assert!(!world.has(0));
+        world.freed(0);
     });
 }
 

@@ -11,7 +11,7 @@ use crate::rcu::Sections;
 ///
 /// # Invariants
 /// Word 0 of each table is the address of the next, or 0, plus [`DEAD`]: still invalid, still not empty, for an SMMU or a thread
-/// that is late.
+/// that is late. Neither changes it.
 #[derive(Debug, Default)]
 #[must_use = "forgotten tables are never freed"]
 pub(crate) struct DeadTables {
@@ -34,28 +34,31 @@ impl DeadTables {
 impl<P: Platform> PageTable<P> {
     /// Frees tables whose invalidation has completed, once no thread is in them any more. Does not wait for that: this may be an
     /// interrupt handler that interrupted such a thread. What cannot be freed now is parked for the next call.
+    #[inline]
     pub(crate) fn retire(&self, tables: DeadTables, sections: &Sections<P>) {
-        if tables.is_empty() {
-            return;
+        if !tables.is_empty() {
+            self.free_or_park(tables, sections);
         }
-        self.park(tables);
+    }
+
+    #[inline(never)]
+    fn free_or_park(&self, tables: DeadTables, sections: &Sections<P>) {
         let parked = self.take_parked();
         // litmus: parked
         if sections.try_synchronize() {
+            self.free(tables);
             self.free(parked);
         } else {
+            self.park(tables);
             self.park(parked);
         }
     }
 
     /// Moves the tables of one list to another.
-    pub(crate) fn join(&self, all: &mut DeadTables, mut tables: DeadTables) {
-        if all.is_empty() {
-            *all = tables;
-            return;
-        }
-        while let Some(table) = self.pop(&mut tables) {
-            all.push(table, self.table(table));
+    pub(crate) fn join(&self, all: &mut DeadTables, tables: DeadTables) {
+        if let Some(last) = self.last(&tables) {
+            last.store(all.head | DEAD, Release);
+            all.head = tables.head;
         }
     }
 
@@ -69,19 +72,31 @@ impl<P: Platform> PageTable<P> {
     }
 
     /// Puts tables aside whose invalidation has completed.
-    fn park(&self, mut tables: DeadTables) {
-        while let Some(table) = self.pop(&mut tables) {
-            let Some(first) = self.table(table).first() else { return };
-            let mut head = self.parked.load(Relaxed);
-            loop {
-                first.store(head | DEAD, Relaxed);
-                // Release: the link comes before the table. Partner: the Acquire in `take_parked`. litmus: parked
-                match self.parked.compare_exchange_weak(head, table.0, Release, Relaxed) {
-                    Ok(_) => break,
-                    Err(now) => head = now,
-                }
+    fn park(&self, tables: DeadTables) {
+        let Some(last) = self.last(&tables) else { return };
+        let mut head = self.parked.load(Relaxed);
+        loop {
+            last.store(head | DEAD, Release);
+            // Release: the links come before the table. Partner: the Acquire in `take_parked`. litmus: parked
+            match self.parked.compare_exchange_weak(head, tables.head, Release, Relaxed) {
+                Ok(_) => return,
+                Err(now) => head = now,
             }
         }
+    }
+
+    /// The first word of the last table.
+    fn last(&self, tables: &DeadTables) -> Option<&AtomicU64> {
+        let mut word = self.first(tables.head)?;
+        while let Some(next) = self.first(link(word)) {
+            word = next;
+        }
+        Some(word)
+    }
+
+    /// The first word of a table in a list. None at the end.
+    fn first(&self, table: u64) -> Option<&AtomicU64> {
+        if table == 0 { None } else { self.platform.window().word(PhysAddr(table)) }
     }
 
     /// Takes all tables that were put aside.
@@ -90,11 +105,13 @@ impl<P: Platform> PageTable<P> {
     }
 
     fn pop(&self, tables: &mut DeadTables) -> Option<PhysAddr> {
-        let table = PhysAddr(tables.head);
-        if table.0 == 0 {
-            return None;
-        }
-        tables.head = self.table(table).first().map_or(0, |first| first.load(Acquire) & !DEAD);
-        Some(table)
+        let table = tables.head;
+        tables.head = link(self.first(table)?);
+        Some(PhysAddr(table))
     }
+}
+
+/// The table that comes after the one with this first word.
+fn link(first: &AtomicU64) -> u64 {
+    first.load(Acquire) & !DEAD
 }

@@ -6,7 +6,7 @@ use core::fmt;
 
 use super::{PhysAddr, Platform};
 
-/// Zeroed DMA memory that is given back when dropped.
+/// DMA memory that is given back when dropped.
 ///
 /// Whoever drops it has first made sure that no SMMU reaches it any more, or calls [`keep_forever`](Self::keep_forever).
 ///
@@ -21,15 +21,20 @@ pub(crate) struct DmaBox<P: Platform> {
 }
 
 impl<P: Platform> DmaBox<P> {
-    /// `size` bytes, rounded up to 64, at a multiple of `align` (a power of two, at least 64). `None`: no memory.
+    /// `size` zeroed bytes, rounded up to 64, at a multiple of `align` (a power of two, at least 64). `None`: no memory.
     pub(crate) fn new(platform: &P, size: usize, align: usize) -> Option<Self> {
+        Self::filled(platform, size, align, |words| words.iter().for_each(|word| word.store(0, Relaxed)))
+    }
+
+    /// The same, but not zeroed: `fill` writes every word.
+    pub(crate) fn filled(platform: &P, size: usize, align: usize, fill: impl FnOnce(&[AtomicU64])) -> Option<Self> {
         let size = size.checked_next_multiple_of(64)?;
         let align = align.max(64);
         let addr = platform.dma_alloc(size, align)?;
         // A port whose allocator leaves its window or ignores `align` has no usable memory: give it back unused.
         match platform.window().words(addr, size / 8) {
             Some(words) if addr.0.is_multiple_of(align as u64) => {
-                words.iter().for_each(|word| word.store(0, Relaxed));
+                fill(words);
                 Some(DmaBox { platform: platform.clone(), addr, size, align, keep: AtomicBool::new(false) })
             }
             _ => {

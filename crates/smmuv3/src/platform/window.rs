@@ -8,6 +8,7 @@
 use crate::primitive::AtomicU64;
 use alloc::sync::Arc;
 use core::fmt;
+use core::marker::PhantomData;
 use core::ptr::NonNull;
 
 use super::PhysAddr;
@@ -69,21 +70,57 @@ impl DmaWindow {
         self.len as u64 * 8
     }
 
-    /// The `count` words at device address `addr`; `None` if they are not wholly inside, or misaligned.
+    /// The word at device address `addr`, as [`words`](Self::words).
+    #[inline]
+    pub(crate) fn word(&self, addr: PhysAddr) -> Option<&AtomicU64> {
+        self.words(addr, 1)?.first()
+    }
+
+    /// The `count` words at device address `addr`, `count` not being 0; `None` if they are not wholly inside, or misaligned.
     ///
     /// Callers ask only for what `dma_alloc` gave and `dma_free` has not had back.
     #[inline]
     pub(crate) fn words(&self, addr: PhysAddr, count: usize) -> Option<&[AtomicU64]> {
-        let offset = addr.0.checked_sub(self.base.0)?;
-        let first = usize::try_from(offset / 8).ok()?;
-        if offset % 8 != 0 || first > self.len || count > self.len - first {
+        self.pieces(count).at(addr)
+    }
+
+    /// For walks: all that [`words`](Self::words) gives for one `count`.
+    #[inline]
+    pub(crate) fn pieces(&self, count: usize) -> Pieces<'_> {
+        // INVARIANT: a piece that begins at one of the `starts` ends in the window.
+        let starts = if count == 0 { 0 } else { self.len.saturating_sub(count - 1) };
+        Pieces { base: self.base.0, words: self.words, starts: starts as u64, count, _window: PhantomData }
+    }
+}
+
+/// All pieces of one length in a window.
+///
+/// # Invariants
+/// `starts + count - 1` is at most the length of the window, or `starts` is 0. `words` and `base` are the window's.
+#[derive(Clone, Copy)]
+pub(crate) struct Pieces<'a> {
+    base: u64,
+    words: NonNull<AtomicU64>,
+    /// How many words of the window a piece can begin with.
+    starts: u64,
+    count: usize,
+    _window: PhantomData<&'a DmaWindow>,
+}
+
+impl<'a> Pieces<'a> {
+    /// The piece at device address `addr`, as [`DmaWindow::words`].
+    #[inline]
+    pub(crate) fn at(&self, addr: PhysAddr) -> Option<&'a [AtomicU64]> {
+        // What is below the base, or misaligned, becomes a number beyond every length.
+        let first = addr.0.wrapping_sub(self.base).rotate_right(3);
+        if first >= self.starts {
             return None;
         }
-        // SAFETY: `first <= len`, so the result stays in or just past the window (invariant 1).
-        let start = unsafe { self.words.as_ptr().add(first) };
-        // SAFETY: `count` words from `start` lie in the window; being handed out, they are valid and shared only as
-        // atomics (both invariants); the lifetime is the window's.
-        Some(unsafe { core::slice::from_raw_parts(start, count) })
+        // SAFETY: `first` is less than `starts`, so the result stays in the window (invariants).
+        let start = unsafe { self.words.as_ptr().add(first as usize) };
+        // SAFETY: `count` words from `start` lie in the window (invariants); being handed out, they are valid and shared only as
+        // atomics (both invariants of the window); the lifetime is that of a borrow of the window.
+        Some(unsafe { core::slice::from_raw_parts(start, self.count) })
     }
 }
 
@@ -105,11 +142,22 @@ mod tests {
         let at = |addr, count| window.words(PhysAddr(addr), count).map(|w| w.len());
         assert_eq!(at(0x1000, 16), Some(16));
         assert_eq!(at(0x1078, 1), Some(1));
-        assert_eq!(at(0x1080, 0), Some(0));
-        for (addr, count) in
-            [(0x1080, 1), (0x1078, 2), (0xff8, 1), (0x1004, 1), (0x1000, 17), (u64::MAX, 1), (0x1000, usize::MAX)]
-        {
+        for (addr, count) in [
+            (0x1080, 0),
+            (0x1080, 1),
+            (0x1078, 2),
+            (0xff8, 1),
+            (0x1004, 1),
+            (0x1000, 17),
+            (u64::MAX, 1),
+            (0x1000, usize::MAX),
+        ] {
             assert_eq!(at(addr, count), None, "{count} words at {addr:#x}");
+        }
+        let word = |addr| window.word(PhysAddr(addr)).map(|word| word.load(Relaxed));
+        assert_eq!([0x1000, 0x1018, 0x1078].map(word), [Some(0), Some(3), Some(15)]);
+        for addr in [0xff8, 0x1004, 0x1079, 0x1080, 0, u64::MAX, u64::MAX - 7] {
+            assert_eq!(word(addr), None, "the word at {addr:#x}");
         }
         assert_eq!(window.words(PhysAddr(0x1018), 1).unwrap()[0].load(Relaxed), 3);
     }

@@ -48,21 +48,52 @@ pub(crate) struct Loaded<'a, T, P: Platform> {
     _section: Guard<'a, P>,
 }
 
+/// A read section of a cell.
+pub(crate) struct Reader<'a, T, P: Platform> {
+    cell: &'a Published<T, P>,
+    _section: Guard<'a, P>,
+}
+
+impl<T: Send + Sync, P: Platform> Reader<'_, T, P> {
+    /// Passes barrier (A), then loads the version that is published now: a descriptor that was changed before, in this section or earlier, is visible
+    /// to the SMMU before the load.
+    pub(crate) fn load(&self) -> &T {
+        // litmus: publication, publication-again
+        self.cell.sections.barrier_a();
+        // SAFETY: the section lasts as long as the reader, which is borrowed.
+        unsafe { self.cell.current() }
+    }
+}
+
 impl<T: Send + Sync, P: Platform> Published<T, P> {
     pub(crate) fn try_new(value: T, sections: Shared<Sections<P>>) -> Result<Self, AllocError> {
         let current = AtomicPtr::new(Box::into_raw(Version::try_new(value)?));
         Ok(Published { current, superseded: AtomicPtr::new(ptr::null_mut()), sections })
     }
 
+    /// Enters a read section, in which the value may be loaded later.
+    pub(crate) fn enter(&self) -> Reader<'_, T, P> {
+        Reader { cell: self, _section: self.sections.enter() }
+    }
+
     /// Enters a read section, then loads the version that is published now.
     pub(crate) fn load(&self) -> Loaded<'_, T, P> {
         let section = self.sections.enter();
+        // SAFETY: inside a read section that lasts as long as the reference.
+        Loaded { value: unsafe { self.current() }, _section: section }
+    }
+
+    /// The version that is published now.
+    ///
+    /// # Safety
+    /// The caller is inside a read section of `sections`, and stays there for as long as it uses the reference.
+    unsafe fn current(&self) -> &T {
         // Acquire: the contents come after the pointer. Partner: the Release in `publish`. litmus: array-contents
         let current = self.current.load(Ordering::Acquire);
-        // SAFETY: from a `Box` (invariant 1), and loaded inside a read section that lasts as long as the reference: its
+        // SAFETY: from a `Box` (invariant 1), and loaded inside a read section that lasts as long as the reference (the caller's promise): its
         // freeing waits for this reader (invariant 2).
         let version = unsafe { &*current };
-        Loaded { value: &version.value, _section: section }
+        &version.value
     }
 
     /// Replaces the value.

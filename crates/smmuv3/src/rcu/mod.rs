@@ -11,7 +11,7 @@
 mod cell;
 mod sharded;
 
-pub(crate) use cell::{Loaded, Published, Version};
+pub(crate) use cell::{Loaded, Published, Reader, Version};
 pub use sharded::{ShardedGuard, ShardedRcu};
 
 use crate::platform::Platform;
@@ -67,9 +67,15 @@ impl<P: Platform> Sections<P> {
     /// anything published is loaded in the section.
     pub(crate) fn enter(&self) -> Guard<'_, P> {
         let guard = self.rcu.enter(&self.platform);
-        // The section's own fence orders CPUs; the SMMU is none. litmus: publication
-        self.platform.full_barrier();
+        // The section's own fence orders CPUs; the SMMU is none.
+        self.barrier_a();
         guard
+    }
+
+    /// Passes barrier (A) alone.
+    pub(crate) fn barrier_a(&self) {
+        // litmus: publication
+        self.platform.full_barrier();
     }
 
     /// Returns when every reader that had entered before the call has left.

@@ -34,7 +34,7 @@ fn a_level_1_stream_table_pointer_is_visible_only_after_its_stes_are_invalid() {
     let pointer = (table.base().0 & 0x00ff_ffff_ffff_ffc0) + 8 * 0x12;
     let (target, log2) = L1Std::new_with_raw_value(platform.read(pointer)).target(8).unwrap();
     assert_eq!(log2, 8);
-    platform.assert_zeroed_before_pointed_to(pointer, target.0, 256 * 8);
+    platform.assert_written_before_pointed_to(pointer, target.0, 256 * 8);
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn a_level_1_cd_table_pointer_is_visible_only_after_its_cds_are_invalid() {
     let (l1, format, bits) = table.pointer();
     assert_eq!((format, bits), (CdFormat::TwoLevel4K, 10));
     let target = L1Cd::new_with_raw_value(platform.read(l1.0 + 8)).target().unwrap();
-    platform.assert_zeroed_before_pointed_to(l1.0 + 8, target.0, 64 * 8);
+    platform.assert_written_before_pointed_to(l1.0 + 8, target.0, 64 * 8);
     assert_eq!(table.reserve(0x400), None, "beyond the table");
     assert!(table.cd(0x45).is_some() && table.cd(0x85).is_none());
 }
