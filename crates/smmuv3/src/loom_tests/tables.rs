@@ -75,12 +75,13 @@ impl World {
 fn what_is_mapped_while_its_table_goes_is_mapped_or_was_unmapped() {
     explore(Some(2), || {
         let world = World::new(2);
-        let mapper = thread::spawn({
+        let unmapper = thread::spawn({
             let world = world.clone();
-            move || world.map(1)
+            move || world.unmap(0, TABLE)
         });
-        let unmapped = world.unmap(0, TABLE);
-        mapper.join().unwrap();
+        // It is this thread that is interrupted first: in the table that goes.
+        world.map(1);
+        let unmapped = unmapper.join().unwrap();
         assert!(!world.has(0));
         assert!(world.has(1) || unmapped == 2 * PAGE, "a mapping was lost with its table");
         // Who unmaps it now does not make the SMMU forget a table that was taken out before.

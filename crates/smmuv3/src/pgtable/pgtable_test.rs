@@ -172,6 +172,7 @@ fn blocks_are_used_where_address_and_size_allow() {
             let part = granule.size();
             assert_eq!(table.unmap(Iova(size), part).unwrap_err(), (Iova(size), size));
             assert_eq!(table.unmap(Iova(2 * size - part), 2 * part).unwrap_err(), (Iova(size), size));
+            assert_eq!(table.unmap(Iova(size - part), 2 * part).unwrap_err(), (Iova(size), size));
             assert_eq!(table.lookup(Iova(size)), Some(PhysAddr(2 * size)));
             assert_eq!(table.unmap(Iova(size), size).unwrap().bytes, size);
             // Physical alignment that does not fit takes pages.
