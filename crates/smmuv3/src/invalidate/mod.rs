@@ -331,13 +331,18 @@ pub(crate) fn invalidate<P: Platform>(
 fn listed<'a, P: Platform>(fleet: &Fleet<P>, section: &'a Reader<'_, InvArray, P>) -> Option<&'a InvArray> {
     // Loading passes barrier (A): the change of the descriptors comes before.
     let array = section.load();
-    if array.runs().next().is_none() {
-        // The last device may just have been detached: what it did before comes before what the caller does next, as
-        // behind a CMD_SYNC. litmus: detached
-        fleet.platform.read_barrier();
+    if array.is_empty() {
+        nothing_listed(fleet);
         return None;
     }
     Some(array)
+}
+
+/// The last device may just have been detached: what it did before comes before what the caller does next, as behind a CMD_SYNC.
+#[inline]
+fn nothing_listed<P: Platform>(fleet: &Fleet<P>) {
+    // litmus: detached
+    fleet.platform.read_barrier();
 }
 
 #[inline(never)]
@@ -361,6 +366,11 @@ fn carry_out<P: Platform>(fleet: &Fleet<P>, array: &InvArray, change: &Change<'_
             }
             Err(cause) => result = worse(result, Err(InvalidateError { smmu: smmu.id, sid: None, cause })),
         }
+    }
+    if tickets.is_empty() && result.is_ok() {
+        // What was listed has become trash meanwhile.
+        nothing_listed(fleet);
+        return Ok(0);
     }
     // Everything is under way everywhere; now wait for all of it.
     for (smmu, ticket) in tickets {
@@ -427,6 +437,15 @@ mod tests {
         domain.map(Iova(0x1000), PhysAddr(0x1000), 0x1000, Prot::READ).unwrap();
         let before = platform.read_barriers();
         assert_eq!(domain.unmap(Iova(0x1000), 0x1000).unwrap().wait_rounds, 0);
+        assert!(platform.read_barriers() > before);
+    }
+
+    #[test]
+    fn so_is_one_that_meets_the_detach_in_its_walk() {
+        let platform = TestPlatform::new(64);
+        let fleet = Fleet::new(platform.clone()).unwrap();
+        let before = platform.read_barriers();
+        assert_eq!(carry_out(&fleet, &InvArray::empty(), &Change::Everything), Ok(0));
         assert!(platform.read_barriers() > before);
     }
 }

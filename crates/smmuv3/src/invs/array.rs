@@ -82,6 +82,12 @@ impl InvArray {
         ((counts & 0xffff_ffff) as usize, (counts >> 32) as usize)
     }
 
+    /// Whether no entry has a user.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.counts().0 == 0
+    }
+
     /// Bytes of all entries.
     #[cfg(feature = "internals")]
     pub(crate) fn bytes(&self) -> usize {
