@@ -131,10 +131,10 @@ fn two_threads(effort: Effort) -> Figure {
 
 /// Maps and unmaps a page so many times.
 fn work(domain: &PagingDomain<Host>, iova: u64, calls: u32) {
+    let iova = black_box(Iova(iova));
     // A page that was not unmapped could not be mapped again.
     let mut done = true;
     for _ in 0..calls {
-        let iova = black_box(Iova(iova));
         done &= domain.map(iova, PhysAddr(0x7000), PAGE, RW).is_ok();
         done &= domain.unmap(iova, PAGE).is_ok();
     }

@@ -245,17 +245,21 @@ impl<P: Platform> Paging<P> {
         }
     }
 
+    #[inline]
     fn unmap(&self, iova: Iova, len: u64) -> Result<UnmapReport, UnmapError> {
         // This section keeps the tables that are walked here, and the array that is loaded after the descriptors changed.
         let section = self.invs.enter();
-        let found = self.table.unmap(iova, len).map_err(|(iova, size)| UnmapError::PartOfBlock { iova, size })?;
+        let Unmapped { bytes, smallest_leaf, tables } = match self.table.unmap(iova, len) {
+            Ok(found) => found,
+            Err((iova, size)) => return Err(UnmapError::PartOfBlock { iova, size }),
+        };
         let nobody = listed(&self.fleet, &section).is_none();
         drop(section);
         if nobody {
-            self.table.retire(found.tables, &self.fleet.rcu);
-            return Ok(UnmapReport { bytes: found.bytes, wait_rounds: 0 });
+            self.table.retire(tables, &self.fleet.rcu);
+            return Ok(UnmapReport { bytes, wait_rounds: 0 });
         }
-        self.settle_one(iova, len, found)
+        self.settle_one(iova, len, Unmapped { bytes, smallest_leaf, tables })
     }
 
     #[inline(never)]

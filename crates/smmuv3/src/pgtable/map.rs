@@ -3,7 +3,7 @@
 use crate::primitive::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use crate::primitive::{AtomicU64, between_sequential_accesses, fence};
 
-use core::slice;
+use core::{ptr, slice};
 
 use super::{Found, PageTable, Slot, is_mark};
 use crate::arch::{Desc, Prot};
@@ -84,7 +84,7 @@ impl<P: Platform> PageTable<P> {
         }
         let dead = is_dead(found.first);
         if dead {
-            take_back(slice::from_ref(found.entry), self.index(iova.0, found.shift) == 0);
+            take_back(slice::from_ref(found.entry), ptr::eq(found.entry, found.first));
         }
         !dead
     }

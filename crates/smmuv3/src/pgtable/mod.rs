@@ -147,7 +147,12 @@ impl<P: Platform> PageTable<P> {
     #[inline]
     fn find(&self, iova: u64, stop: u32) -> Option<Found<'_>> {
         // The usual granule has a walk of its own, in which what follows from the granule is constant.
-        if self.page == 12 { self.walk(iova, stop, 12) } else { self.walk(iova, stop, self.page) }
+        if self.page == 12 { self.walk(iova, stop, 12) } else { self.walk_any(iova, stop) }
+    }
+
+    #[inline(never)]
+    fn walk_any(&self, iova: u64, stop: u32) -> Option<Found<'_>> {
+        self.walk(iova, stop, self.page)
     }
 
     /// [`find`](Self::find) where pages have `1 << page` bytes.
@@ -155,7 +160,7 @@ impl<P: Platform> PageTable<P> {
     fn walk(&self, iova: u64, stop: u32, page: u32) -> Option<Found<'_>> {
         let window = self.platform.window();
         let stride = page - 3;
-        let tables = window.pieces(1 << stride);
+        let tables = window.pieces(1 << stride)?;
         let (mut table, mut shift) = (self.root(), self.top);
         // At the start level over all concatenated tables.
         let mut entry = window.word(PhysAddr(table.0 + 8 * (iova >> shift)))?;

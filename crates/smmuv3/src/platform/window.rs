@@ -81,22 +81,22 @@ impl DmaWindow {
     /// Callers ask only for what `dma_alloc` gave and `dma_free` has not had back.
     #[inline]
     pub(crate) fn words(&self, addr: PhysAddr, count: usize) -> Option<&[AtomicU64]> {
-        self.pieces(count).at(addr)
+        self.pieces(count)?.at(addr)
     }
 
-    /// For walks: all that [`words`](Self::words) gives for one `count`.
+    /// For walks: all that [`words`](Self::words) gives for one `count`. `None` if the window is smaller than that, or `count` is 0.
     #[inline]
-    pub(crate) fn pieces(&self, count: usize) -> Pieces<'_> {
+    pub(crate) fn pieces(&self, count: usize) -> Option<Pieces<'_>> {
         // INVARIANT: a piece that begins at one of the `starts` ends in the window.
-        let starts = if count == 0 { 0 } else { self.len.saturating_sub(count - 1) };
-        Pieces { base: self.base.0, words: self.words, starts: starts as u64, count, _window: PhantomData }
+        let starts = self.len.checked_sub(count.checked_sub(1)?)?;
+        Some(Pieces { base: self.base.0, words: self.words, starts: starts as u64, count, _window: PhantomData })
     }
 }
 
 /// All pieces of one length in a window.
 ///
 /// # Invariants
-/// `starts + count - 1` is at most the length of the window, or `starts` is 0. `words` and `base` are the window's.
+/// `starts + count - 1` is the length of the window. `words` and `base` are the window's.
 #[derive(Clone, Copy)]
 pub(crate) struct Pieces<'a> {
     base: u64,
