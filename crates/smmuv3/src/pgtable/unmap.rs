@@ -83,7 +83,7 @@ impl<P: Platform> PageTable<P> {
     /// Unmaps `at .. end`, which lies in this `table`, whose entries map `1 << shift` bytes, more than a page.
     fn unmap_in(&self, table: PhysAddr, shift: u32, mut at: u64, end: u64, unmapped: &mut Unmapped) {
         let size = 1u64 << shift;
-        for entry in self.entries(table, at, shift, (end - 1 >> shift) - (at >> shift) + 1) {
+        for entry in self.entries(table, at, shift, ((end - 1) >> shift) - (at >> shift) + 1) {
             let next = end.min((at & !(size - 1)) + size);
             let whole = next - at == size;
             loop {
