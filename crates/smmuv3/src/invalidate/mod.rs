@@ -25,9 +25,9 @@ use crate::domain::{Paging, PagingDomain};
 use crate::invs::{Invs, Key, Kind, Run};
 use crate::pgtable::MapCause;
 use crate::platform::{Iova, PhysAddr, Platform};
-use crate::queue::{QueueError, Submission, Ticket};
+use crate::queue::{QueueError, Submission};
 use crate::shared::Shared;
-use crate::smmu::{Fleet, MAX_SMMUS, Smmu, SmmuId};
+use crate::smmu::{Fleet, MAX_SMMUS, Smmu, SmmuId, Ticket};
 
 /// Why a range can't be mapped or unmapped, whatever is in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -59,6 +59,7 @@ pub(crate) struct Ticket {
 
 /// The registers of a queue, and how it tells of an error.
 struct Registers {
+    base: usize,
     prod: usize,
     cons: usize,
     /// What stands in PROD beside the index: EN and ERRACK of an Enhanced Command queue. Changed by the holder of `failures`.
@@ -75,13 +76,14 @@ impl Registers {
     /// Those of the SMMU's own queue. ERR keeps its value after the error is over.
     fn own() -> Self {
         let error = CmdqCons::ZERO.with_err(u7::new(0x7f)).raw_value();
-        Registers { prod: offset::CMDQ_PROD, cons: offset::CMDQ_CONS, control: AtomicU32::new(0), error }
+        let (base, prod, cons) = (offset::CMDQ_BASE, offset::CMDQ_PROD, offset::CMDQ_CONS);
+        Registers { base, prod, cons, control: AtomicU32::new(0), error }
     }
 
     /// Those of an Enhanced Command queue that start at an offset. ERR stands where ERRACK does, and differs from it while there is an error.
     fn enhanced(at: usize) -> Self {
-        let (prod, cons) = (at + offset::ECMDQ_PROD, at + offset::ECMDQ_CONS);
-        Registers { prod, cons, control: AtomicU32::new(EN), error: ERRACK }
+        let (base, prod, cons) = (at + offset::ECMDQ_BASE, at + offset::ECMDQ_PROD, at + offset::ECMDQ_CONS);
+        Registers { base, prod, cons, control: AtomicU32::new(EN), error: ERRACK }
     }
 
     fn is_enhanced(&self) -> bool {
@@ -212,6 +214,19 @@ impl<P: Platform> CommandQueue<P> {
     pub(crate) fn base(&self) -> u64 {
         let log2 = u64::from(self.ring.size().trailing_zeros());
         self.entries.addr().0 & regs::QUEUE_BASE_ADDR | regs::QUEUE_BASE_ALLOC | log2
+    }
+
+    /// Enables an Enhanced Command queue, which is off (§3.5.6). False: the SMMU has not confirmed it in time, and may do so later.
+    pub(crate) fn enable(&self, mmio: &P::Mmio) -> bool {
+        let Registers { base, cons, .. } = self.registers;
+        mmio.write64(base, self.base());
+        // ERR, which ERRACK must be equal to, and both indexes.
+        mmio.write32(cons, 0);
+        self.ring_doorbell(mmio, 0);
+        Deadline::after(&self.platform, self.timeout_ns).wait(&self.platform, || {
+            let raw = mmio.read32(cons);
+            raw != GONE && EcmdqCons::new_with_raw_value(raw).enack()
+        })
     }
 
     /// The SMMU may still read the queue: its memory is never given back.
