@@ -49,16 +49,15 @@ pub(super) fn enable<P: Platform>(
 pub(super) fn disable<P: Platform>(platform: &P, mmio: &P::Mmio, timeout_ns: u64) -> Result<(), AddSmmuError> {
     for at in registers(mmio) {
         let prod = || EcmdqProd::new_with_raw_value(mmio.read32(at + offset::ECMDQ_PROD));
-        let acknowledged = || {
-            let en = prod().en();
+        let acknowledged = |en| {
             let done = || EcmdqCons::new_with_raw_value(mmio.read32(at + offset::ECMDQ_CONS)).enack() == en;
             wait_for(platform, timeout_ns, "ECMDQ_PROD", prod().raw_value(), done)
         };
         // Until an earlier hand-shake is over, PROD cannot be written.
-        acknowledged()?;
+        acknowledged(prod().en())?;
         if prod().en() {
             mmio.write32(at + offset::ECMDQ_PROD, prod().with_en(false).raw_value());
-            acknowledged()?;
+            acknowledged(false)?;
         }
     }
     Ok(())
