@@ -169,7 +169,12 @@ pub(crate) enum Consumer {
     ByHand,
 }
 
-/// The registers of a command queue.
+/// Where the registers of an Enhanced Command queue start.
+pub(crate) const ECMDQ: usize = 0x4_0000;
+const ECMDQ_PROD: usize = ECMDQ + offset::ECMDQ_PROD;
+const ECMDQ_CONS: usize = ECMDQ + offset::ECMDQ_CONS;
+
+/// The registers of a command queue, of whichever kind.
 pub(crate) struct TestMmio {
     platform: TestPlatform,
     consumer: Mutex<Consumer>,
@@ -203,8 +208,9 @@ impl Mmio for TestMmio {
         let consumer = *self.consumer.lock().unwrap();
         match offset {
             _ if consumer == Consumer::Gone => u32::MAX,
-            offset::CMDQ_CONS => {
+            offset::CMDQ_CONS | ECMDQ_CONS => {
                 if consumer == Consumer::Eager {
+                    // ERR is where ERRACK is, and ENACK where EN is.
                     self.cons.store(self.prod.load(Ordering::SeqCst), Ordering::SeqCst);
                 }
                 self.cons.load(Ordering::SeqCst)
@@ -217,7 +223,7 @@ impl Mmio for TestMmio {
     fn write32(&self, offset: usize, value: u32) {
         self.platform.step();
         match offset {
-            offset::CMDQ_PROD => {
+            offset::CMDQ_PROD | ECMDQ_PROD => {
                 if self.platform.0.epochs.lock().unwrap().is_some() {
                     let epochs = self.platform.epochs();
                     let (now, barriers) = epochs.split_last().expect("memory as it is now");

@@ -6,9 +6,9 @@ use crate::invalidate::{Change, Gathered, Span, UnmapError, push_commands};
 use crate::invs::{Key, Run};
 use crate::iommu::SmmuHandle;
 use crate::platform::{Iova, Platform};
-use crate::queue::{QueueError, Ticket};
+use crate::queue::QueueError;
 use crate::shared::Shared;
-use crate::smmu::Smmu;
+use crate::smmu::{Smmu, Ticket};
 
 /// The command queue of an SMMU.
 pub struct Port<P: Platform>(Shared<Smmu<P>>);

@@ -25,10 +25,10 @@ use crate::domain::{Paging, PagingDomain};
 use crate::invs::{InvArray, Invs, Key, Kind, Run};
 use crate::pgtable::{MapCause, MapFailure, Unmapped};
 use crate::platform::{Iova, PhysAddr, Platform};
-use crate::queue::{QueueError, Submission, Ticket};
+use crate::queue::{QueueError, Submission};
 use crate::rcu::Reader;
 use crate::shared::Shared;
-use crate::smmu::{Fleet, MAX_SMMUS, Smmu, SmmuId};
+use crate::smmu::{Fleet, MAX_SMMUS, Smmu, SmmuId, Ticket};
 
 /// Why a range can't be mapped or unmapped, whatever is in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! The command queue.
+//! Command queues: the SMMU's own, and Enhanced Command queues, of which it may have many (IHI 0070 §3.5.6).
 //!
 //! Producers take no lock: they reserve places in the queue, write their commands, and ring the doorbell, or leave that to another whose turn comes
 //! before ([`Ring`]). They get a [`Ticket`] and wait for it each for himself. Whoever finds the queue full looks himself how far the SMMU has come, and holds
@@ -9,17 +9,21 @@
 //!
 //! A command that the SMMU refuses stops the queue (§7.1). Whoever looks next replaces it with a CMD_SYNC that does nothing, remembers whose it
 //! was, and lets the queue go on; the owner gets the error. No other command is lost. Only this takes a lock.
+//!
+//! The SMMU's own queue goes on when `GERRORN` acknowledges `CMDQ_ERR`. An Enhanced Command queue goes on when `ERRACK` follows `ERR`, which stands in the
+//! register that is its doorbell: `ERRACK` is written by him whose turn it is to ring, and by him who has seen that it can be nobody's turn.
 
+use arbitrary_int::u7;
 use arrayvec::ArrayVec;
 use lock_api::Mutex;
 
 use super::Deadline;
 use super::ring::{Ring, Turns};
-use crate::arch::regs::{self, CmdqCons, CmdqError, Gerror, offset};
+use crate::arch::regs::{self, CmdqCons, CmdqError, EcmdqCons, EcmdqProd, Gerror, offset};
 use crate::arch::{Command, RawCommand, op};
 use crate::platform::{DmaBox, Mmio, Platform};
-use crate::primitive::AtomicU64;
 use crate::primitive::Ordering::Relaxed;
+use crate::primitive::{AtomicU32, AtomicU64};
 use crossbeam_utils::CachePadded;
 
 const ENTRY_SIZE: usize = 16;
@@ -53,10 +57,44 @@ pub(crate) struct Ticket {
     end: u64,
 }
 
-/// The index registers of a queue.
-struct Indices {
+/// The registers of a queue, and how it tells of an error.
+struct Registers {
+    base: usize,
     prod: usize,
     cons: usize,
+    /// What stands in PROD beside the index: EN and ERRACK of an Enhanced Command queue. Changed by the holder of `failures`.
+    control: AtomicU32,
+    /// The bits of CONS that differ from `control` if there may be an error.
+    error: u32,
+}
+
+/// EN and ERRACK, where there are such.
+const EN: u32 = EcmdqProd::ZERO.with_en(true).raw_value();
+const ERRACK: u32 = EcmdqProd::ZERO.with_errack(true).raw_value();
+
+impl Registers {
+    /// Those of the SMMU's own queue. ERR keeps its value after the error is over.
+    fn own() -> Self {
+        let error = CmdqCons::ZERO.with_err(u7::new(0x7f)).raw_value();
+        let (base, prod, cons) = (offset::CMDQ_BASE, offset::CMDQ_PROD, offset::CMDQ_CONS);
+        Registers { base, prod, cons, control: AtomicU32::new(0), error }
+    }
+
+    /// Those of an Enhanced Command queue that start at an offset. ERR stands where ERRACK does, and differs from it while there is an error.
+    fn enhanced(at: usize) -> Self {
+        let (base, prod, cons) = (at + offset::ECMDQ_BASE, at + offset::ECMDQ_PROD, at + offset::ECMDQ_CONS);
+        Registers { base, prod, cons, control: AtomicU32::new(EN), error: ERRACK }
+    }
+
+    fn is_enhanced(&self) -> bool {
+        self.error == ERRACK
+    }
+
+    /// Whether there may be an error, by what CONS reads.
+    #[inline]
+    fn error_in(&self, cons: u32) -> bool {
+        (cons ^ self.control.load(Relaxed)) & self.error != 0
+    }
 }
 
 /// Refused commands that nobody has asked for.
@@ -66,11 +104,13 @@ struct Failures {
     list: ArrayVec<(u64, CmdqError), MAX_FAILURES>,
     /// Failures of owners below this are no longer remembered: each of them is told that a command failed.
     forgotten: u64,
+    /// Where an Enhanced Command queue stands still with a command that is replaced.
+    replaced: Option<u64>,
 }
 
 pub(crate) struct CommandQueue<P: Platform> {
     platform: P,
-    indices: Indices,
+    registers: Registers,
     entries: DmaBox<P>,
     timeout_ns: u64,
     ring: Ring,
@@ -145,12 +185,21 @@ impl<P: Platform> Extend<RawCommand> for Submission<'_, P> {
 }
 
 impl<P: Platform> CommandQueue<P> {
-    /// A queue of `2^log2` commands, at least two. `None`: no memory.
+    /// The SMMU's own queue, of `2^log2` commands, at least two. `None`: no memory.
     pub(crate) fn new(platform: &P, log2: u8, timeout_ns: u64) -> Option<Self> {
+        CommandQueue::with(Registers::own(), platform, log2, timeout_ns)
+    }
+
+    /// An Enhanced Command queue whose registers start at offset `at`, and which is off. `None`: no memory.
+    pub(crate) fn enhanced(at: usize, platform: &P, log2: u8, timeout_ns: u64) -> Option<Self> {
+        CommandQueue::with(Registers::enhanced(at), platform, log2, timeout_ns)
+    }
+
+    fn with(registers: Registers, platform: &P, log2: u8, timeout_ns: u64) -> Option<Self> {
         let size = ENTRY_SIZE << log2;
         Some(CommandQueue {
             platform: platform.clone(),
-            indices: Indices { prod: offset::CMDQ_PROD, cons: offset::CMDQ_CONS },
+            registers,
             entries: DmaBox::new(platform, size, size)?,
             timeout_ns,
             ring: Ring::new(log2)?,
@@ -161,10 +210,23 @@ impl<P: Platform> CommandQueue<P> {
         })
     }
 
-    /// The value of `SMMU_CMDQ_BASE`. PROD and CONS start at 0.
+    /// The value of `SMMU_CMDQ_BASE` or `SMMU_ECMDQ_BASE<n>`. PROD and CONS start at 0.
     pub(crate) fn base(&self) -> u64 {
         let log2 = u64::from(self.ring.size().trailing_zeros());
         self.entries.addr().0 & regs::QUEUE_BASE_ADDR | regs::QUEUE_BASE_ALLOC | log2
+    }
+
+    /// Enables an Enhanced Command queue, which is off (§3.5.6). False: the SMMU has not confirmed it in time, and may do so later.
+    pub(crate) fn enable(&self, mmio: &P::Mmio) -> bool {
+        let Registers { base, cons, .. } = self.registers;
+        mmio.write64(base, self.base());
+        // ERR, which ERRACK must be equal to, and both indexes.
+        mmio.write32(cons, 0);
+        self.ring_doorbell(mmio, 0);
+        Deadline::after(&self.platform, self.timeout_ns).wait(&self.platform, || {
+            let raw = mmio.read32(cons);
+            raw != GONE && EcmdqCons::new_with_raw_value(raw).enack()
+        })
     }
 
     /// The SMMU may still read the queue: its memory is never given back.
@@ -336,7 +398,9 @@ impl<P: Platform> CommandQueue<P> {
         // The commands, of whatever producer, and whatever memory they are about, come before the doorbell.
         // litmus: doorbell, doorbell-data, gathered
         self.platform.write_barrier();
-        mmio.write32(self.indices.prod, self.ring.index(prod));
+        // Behind the turn that was taken: who rang before has seen no later ERRACK.
+        let control = self.registers.control.load(Relaxed);
+        mmio.write32(self.registers.prod, self.ring.index(prod) | control);
     }
 
     /// Announces what others have left to those who wait.
@@ -352,7 +416,7 @@ impl<P: Platform> CommandQueue<P> {
     pub(crate) fn look(&self, mmio: &P::Mmio, news: u64, reserved: u64) -> u64 {
         // Before CONS: it may be that this thread sleeps now, and the SMMU goes round and round.
         let base = self.ring.consumed();
-        let raw = mmio.read32(self.indices.cons);
+        let raw = mmio.read32(self.registers.cons);
         if raw == GONE {
             return base;
         }
@@ -366,22 +430,31 @@ impl<P: Platform> CommandQueue<P> {
         if position > base + news {
             self.ring.consumed_up_to(position);
         }
-        // ERR keeps its value after the error is over. Where nothing is pending, it is.
-        if CmdqError::from(cons.err()) != CmdqError::None && !self.ring.ends_at(position) && stopped(mmio).is_some() {
-            self.set_going(mmio, &mut self.failures.lock());
+        // Where nothing is pending, an error is over.
+        if self.registers.error_in(raw) && !self.ring.ends_at(position) {
+            self.recover(mmio);
         }
         position
+    }
+
+    /// Sets the queue going again, if a command has stopped it.
+    #[cold]
+    pub(crate) fn recover(&self, mmio: &P::Mmio) {
+        // The lock is for those who find an error, and not for all who see what an old one has left in CONS.
+        if self.registers.is_enhanced() || stopped(mmio).is_some() {
+            self.set_going(mmio, &mut self.failures.lock());
+        }
     }
 
     /// Replaces the command that stopped the queue, if one did.
     #[cold]
     fn set_going(&self, mmio: &P::Mmio, failures: &mut Failures) {
-        let Some(gerrorn) = stopped(mmio) else {
-            return;
-        };
+        let enhanced = self.registers.is_enhanced();
+        let gerrorn = if enhanced { None } else { stopped(mmio) };
         // Only who holds the lock sets the SMMU going, so it stands still from here on. But nothing of one that went away counts.
-        let raw = mmio.read32(self.indices.cons);
-        if raw == GONE {
+        let raw = mmio.read32(self.registers.cons);
+        let has_stopped = if enhanced { self.registers.error_in(raw) } else { gerrorn.is_some() };
+        if raw == GONE || !has_stopped {
             return;
         }
         let cons = CmdqCons::new_with_raw_value(raw);
@@ -396,17 +469,56 @@ impl<P: Platform> CommandQueue<P> {
             return;
         }
         self.ring.consumed_up_to(position);
+        if failures.replaced != Some(position) {
+            let error = match gerrorn {
+                Some(_) => cons.err().into(),
+                None => EcmdqCons::new_with_raw_value(raw).err_reason().into(),
+            };
+            self.replace(position, error, failures);
+        }
+        // The failure is known, and the command replaced, before the queue goes on. litmus: doorbell, refused
+        self.platform.write_barrier();
+        match gerrorn {
+            Some(gerrorn) => mmio.write32(offset::GERRORN, (gerrorn ^ Gerror::CMDQ_ERR).bits()),
+            None => failures.replaced = (!self.acknowledge(mmio, position)).then_some(position),
+        }
+    }
+
+    /// Puts a CMD_SYNC in the place of a command that was refused, and remembers whose it was.
+    fn replace(&self, position: u64, error: CmdqError, failures: &mut Failures) {
         let owner = self.ring.owner(position);
         if failures.list.is_full() {
             let (oldest, _) = failures.list.remove(0);
             failures.forgotten = failures.forgotten.max(oldest + 1);
         }
-        failures.list.push((owner, CmdqError::from(cons.err())));
+        failures.list.push((owner, error));
         self.suspects.store(self.suspects.load(Relaxed).max(owner + 1), Relaxed);
         self.write(position, &[SYNC]);
-        // The failure is known, and the command replaced, before the queue goes on. litmus: doorbell, refused
-        self.platform.write_barrier();
-        mmio.write32(offset::GERRORN, (gerrorn ^ Gerror::CMDQ_ERR).bits());
+    }
+
+    /// Makes ERRACK of an Enhanced Command queue, which stands still at `position`, equal to ERR. False: others are about to ring the doorbell, and
+    /// whoever looks next tries again.
+    fn acknowledge(&self, mmio: &P::Mmio, position: u64) -> bool {
+        let flip = || {
+            self.registers.control.fetch_xor(ERRACK, Relaxed);
+        };
+        self.platform.without_interrupts(|| {
+            if let Some(stretch) = self.ring.reserve(1) {
+                // The doorbell for this has the new ERRACK, whoever rings it, or one before it has.
+                flip();
+                self.write(stretch.start, &[SYNC]);
+                self.ring.announce(stretch, |prod| self.ring_doorbell(mmio, prod));
+                return true;
+            }
+            // All that there is room for is announced: it is nobody's turn before the queue goes on.
+            let end = position + self.ring.size();
+            let full = self.ring.announced() == end;
+            if full {
+                flip();
+                self.ring_doorbell(mmio, end);
+            }
+            full
+        })
     }
 }
 

@@ -2,7 +2,7 @@ extern crate std;
 
 use super::*;
 use crate::queue::ring::Stretch;
-use crate::testing::{Consumer, TestMmio, TestPlatform};
+use crate::testing::{Consumer, ECMDQ, TestMmio, TestPlatform};
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -17,6 +17,19 @@ fn queue(log2: u8, timeout_ns: u64, consumer: Consumer) -> (TestPlatform, Comman
     let queue = CommandQueue::new(&platform, log2, timeout_ns).unwrap();
     let mmio = TestMmio::new(&platform, consumer);
     (platform, queue, mmio)
+}
+
+fn enhanced(log2: u8, consumer: Consumer) -> (CommandQueue<TestPlatform>, TestMmio) {
+    let platform = TestPlatform::new(8);
+    let queue = CommandQueue::enhanced(ECMDQ, &platform, log2, 0).unwrap();
+    (queue, TestMmio::new(&platform, consumer))
+}
+
+/// An SMMU whose Enhanced Command queue stops at the command at `position`.
+fn stop_enhanced(mmio: &TestMmio, position: u32, reason: u32) {
+    mmio.become_(Consumer::ByHand);
+    let errack = mmio.prod.load(Relaxed) & ERRACK;
+    mmio.cons.store(position | EN | (errack ^ ERRACK) | reason << 24, Relaxed);
 }
 
 impl CommandQueue<TestPlatform> {
@@ -429,4 +442,100 @@ fn a_queue_that_one_error_stopped_is_acknowledged_once_by_many() {
     assert_eq!(mmio.gerror.load(Relaxed), mmio.gerrorn.load(Relaxed));
     assert_eq!(queue.failures.lock().list.len(), 1);
     assert_eq!(queue.wait(&mmio, ticket), Err(QueueError::Refused(CmdqError::Illegal)));
+}
+
+#[test]
+fn each_error_of_an_enhanced_queue_costs_exactly_the_refused_command() {
+    let (queue, mmio) = enhanced(4, Consumer::ByHand);
+    let mut errack = 0;
+    for (reason, error) in [(1, CmdqError::Illegal), (2, CmdqError::Abort), (3, CmdqError::AtcInvSync)] {
+        let tickets = [1, 2, 1].map(|count| queue.submit_some(&mmio, count).unwrap());
+        let end = queue.ring.index(tickets[2].end);
+        assert_eq!(mmio.prod.load(Relaxed), end | EN | errack);
+        mmio.cons.store(queue.ring.index(tickets[0].end) | EN | errack, Relaxed);
+        assert_eq!(queue.wait(&mmio, tickets[0]), Ok(()));
+        stop_enhanced(&mmio, queue.ring.index(tickets[1].start), reason);
+        assert_eq!(queue.wait(&mmio, tickets[2]), Err(QueueError::Timeout));
+        errack ^= ERRACK;
+        let place = queue.ring.place(tickets[1].start);
+        assert_eq!(queue.opcodes()[place], SYNC_OPCODE);
+        // A CMD_SYNC more brings the acknowledgement.
+        let acknowledged = queue.ring.index(tickets[2].end + 1) | EN | errack;
+        assert_eq!(mmio.prod.load(Relaxed), acknowledged);
+        assert_eq!(queue.wait(&mmio, tickets[2]), Err(QueueError::Timeout));
+        assert_eq!(mmio.prod.load(Relaxed), acknowledged, "acknowledged once");
+        mmio.become_(Consumer::Eager);
+        assert_eq!(queue.wait(&mmio, tickets[1]), Err(QueueError::Refused(error)));
+        assert_eq!(queue.wait(&mmio, tickets[2]), Ok(()));
+        assert_eq!(queue.wait(&mmio, tickets[1]), Ok(()), "told once");
+        mmio.become_(Consumer::ByHand);
+    }
+}
+
+#[test]
+fn an_enhanced_queue_that_is_full_goes_on() {
+    let (queue, mmio) = enhanced(1, Consumer::Eager);
+    for _ in 0..3 {
+        let ticket = queue.submit_some(&mmio, 1).unwrap();
+        let errack = mmio.prod.load(Relaxed) & ERRACK;
+        stop_enhanced(&mmio, queue.ring.index(ticket.start), 1);
+        assert_eq!(queue.submit_some(&mmio, 1), Err(QueueError::Timeout));
+        assert_eq!(mmio.prod.load(Relaxed), queue.ring.index(ticket.end) | EN | (errack ^ ERRACK));
+        mmio.become_(Consumer::Eager);
+        assert_eq!(queue.wait(&mmio, ticket), Err(QueueError::Refused(CmdqError::Illegal)));
+        queue.wait(&mmio, queue.submit_some(&mmio, 1).unwrap()).unwrap();
+    }
+}
+
+/// It is the turn of one who has reserved the last of the room: what he writes to PROD must not take the acknowledgement back, nor that what he writes.
+///
+///     producer                  whoever finds the error
+///     reserves
+///                               ERRACK
+///     the doorbell
+#[test]
+fn an_error_of_an_enhanced_queue_is_not_acknowledged_in_the_middle_of_another_s_doorbell() {
+    let (queue, mmio) = enhanced(2, Consumer::Eager);
+    let refused = queue.submit_some(&mmio, 1).unwrap();
+    let last = queue.ring.reserve(2).unwrap();
+    stop_enhanced(&mmio, 0, 1);
+    let prod = mmio.prod.load(Relaxed);
+    for _ in 0..3 {
+        queue.look(&mmio, 0, 0);
+        assert_eq!((mmio.prod.load(Relaxed), queue.failures.lock().list.len()), (prod, 1));
+    }
+    assert_eq!(queue.opcodes()[0], SYNC_OPCODE);
+    queue.write(last.start, &[SYNC, SYNC]);
+    queue.ring.announce(last, |prod| queue.ring_doorbell(&mmio, prod));
+    assert_eq!(mmio.prod.load(Relaxed), 4 | EN);
+    queue.look(&mmio, 0, 0);
+    assert_eq!(mmio.prod.load(Relaxed), 4 | EN | ERRACK);
+    mmio.become_(Consumer::Eager);
+    assert_eq!(queue.wait(&mmio, refused), Err(QueueError::Refused(CmdqError::Illegal)));
+}
+
+/// The same where there is room: the acknowledgement comes with a doorbell behind his.
+#[test]
+fn an_error_of_an_enhanced_queue_is_acknowledged_in_turn() {
+    let (queue, mmio) = enhanced(3, Consumer::Eager);
+    let refused = queue.submit_some(&mmio, 1).unwrap();
+    let next = queue.ring.reserve(1).unwrap();
+    stop_enhanced(&mmio, 0, 1);
+    let prod = mmio.prod.load(Relaxed);
+    queue.look(&mmio, 0, 0);
+    assert_eq!(mmio.prod.load(Relaxed), prod);
+    queue.write(next.start, &[SYNC]);
+    queue.ring.announce(next, |prod| queue.ring_doorbell(&mmio, prod));
+    assert_eq!(mmio.prod.load(Relaxed), 4 | EN | ERRACK);
+    mmio.become_(Consumer::Eager);
+    assert_eq!(queue.wait(&mmio, refused), Err(QueueError::Refused(CmdqError::Illegal)));
+}
+
+#[test]
+fn an_enhanced_queue_that_is_gone_is_not_set_going() {
+    let (queue, mmio) = enhanced(2, Consumer::Gone);
+    let ticket = queue.submit_some(&mmio, 1).unwrap();
+    assert_eq!(queue.wait(&mmio, ticket), Err(QueueError::Timeout));
+    queue.recover(&mmio);
+    assert_eq!((queue.failures.lock().list.len(), mmio.prod.load(Relaxed)), (0, 2 | EN));
 }
