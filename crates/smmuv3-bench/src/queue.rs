@@ -15,7 +15,7 @@ use smmuv3::internals::Queue;
 use smmuv3::platform::Mmio;
 
 use crate::{Bound, Effort, Figure, in_turns};
-use host::{AtOnce, Host, Late};
+use host::{AtOnce, Enhanced, Host, Late};
 use plain::{Locked, Plain};
 
 const PART: &str = "queue";
@@ -32,7 +32,8 @@ const ROUND_TRIP_NS: u64 = 2_000;
 
 /// All figures of the command queue.
 pub fn figures(effort: Effort) -> Vec<Figure> {
-    [alone(effort), together(effort), beside_batches(effort), with_round_trips(effort), crowded(effort)].concat()
+    [alone(effort), together(effort), apart(effort), beside_batches(effort), with_round_trips(effort), crowded(effort)]
+        .concat()
 }
 
 /// So many times TLBI_NH_ASID.
@@ -54,6 +55,12 @@ impl<M: Mmio + 'static> Ours<M> {
     /// False: not in time.
     fn step(&self, count: usize) -> bool {
         self.queue.submit(&self.smmu, tlbis(count)).and_then(|ticket| self.queue.wait(&self.smmu, ticket)).is_ok()
+    }
+}
+
+impl Ours<Enhanced> {
+    fn enhanced(host: &Host<Enhanced>) -> Self {
+        Ours { queue: Queue::enhanced(0, host, LOG2, TIMEOUT_NS).expect("there is memory"), smmu: Enhanced::default() }
     }
 }
 
@@ -98,6 +105,20 @@ fn together(effort: Effort) -> Vec<Figure> {
             .bounded(Bound::AtLeast(1.5)),
         slower_share("share of the slower of two producers", &ours),
     ]
+}
+
+/// Two producers, each with an Enhanced Command queue of his own, beside one.
+fn apart(effort: Effort) -> Vec<Figure> {
+    let host = Host::new(false);
+    let queues = [(); 2].map(|()| Ours::enhanced(&host));
+    let [first, second] = [0, 1].map(|n| {
+        let queue = &queues[n];
+        move || assert!(queue.step(1))
+    });
+    let [one] = races(effort, [[&first]]);
+    let [two] = races(effort, [[&first, &second]]);
+    let name = "throughput of two producers, each on an Enhanced queue of his own, to one";
+    vec![Figure::new(PART, name, total(&two) / total(&one), "×").bounded(Bound::AtLeast(1.7))]
 }
 
 /// A producer of small submissions beside one of large ones, which take longer to make: without latency that is most of the difference.
@@ -216,7 +237,7 @@ fn slower_share(name: &str, rounds: &[[f64; 2]]) -> Figure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smmuv3::arch::regs::offset;
+    use smmuv3::arch::regs::{EcmdqProd, offset};
 
     #[test]
     fn each_queue_puts_every_command_before_the_smmu() {
@@ -228,6 +249,10 @@ mod tests {
             assert!(ours.step(count) && its.step(count) && late.step(count));
         }
         let (commands, syncs) = (1 + BATCH as u32, 2);
+        let enhanced = Ours::enhanced(&Host::new(false));
+        assert!(enhanced.step(1) && enhanced.step(BATCH));
+        let prod = EcmdqProd::new_with_raw_value(commands + syncs).with_en(true);
+        assert_eq!(enhanced.smmu.read32(offset::ECMDQ_CONS), prod.raw_value());
         for prod in [
             ours.smmu.read32(offset::CMDQ_CONS),
             its.smmu.read32(offset::CMDQ_CONS),
@@ -248,7 +273,7 @@ mod tests {
     #[test]
     fn every_figure_is_a_number() {
         let figures = figures(Effort::SMOKE);
-        assert_eq!(figures.len(), 11);
+        assert_eq!(figures.len(), 12);
         assert!(figures.iter().all(|figure| figure.value.is_finite()), "{figures:?}");
     }
 }

@@ -102,6 +102,27 @@ impl Mmio for AtOnce {
     fn write64(&self, _: usize, _: u64) {}
 }
 
+/// An SMMU without latency whose registers are those of one Enhanced Command queue, from offset 0 on.
+#[derive(Default)]
+#[repr(align(128))]
+pub(super) struct Enhanced(AtomicU32);
+
+impl Mmio for Enhanced {
+    fn read32(&self, offset: usize) -> u32 {
+        // ERR and ENACK are where ERRACK and EN are.
+        if offset == offset::ECMDQ_CONS { self.0.load(Relaxed) } else { 0 }
+    }
+    fn write32(&self, offset: usize, value: u32) {
+        if offset == offset::ECMDQ_PROD {
+            self.0.store(value, Relaxed);
+        }
+    }
+    fn read64(&self, _: usize) -> u64 {
+        0
+    }
+    fn write64(&self, _: usize, _: u64) {}
+}
+
 /// An SMMU that gets to a command some time after its doorbell, however many are on their way.
 pub(super) struct Late {
     start: Instant,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use smmuv3::SmmuOptions;
-use smmuv3_model::{Laziness, ModelConfig, ModelSmmuConfig, Sabotage};
+use smmuv3_model::{Ecmdqs, Laziness, ModelConfig, ModelSmmuConfig, Sabotage};
 
 use super::rng::{Rng, derive};
 
@@ -71,6 +71,8 @@ impl Machine {
                     sid_bits: if st_two_level { 16 } else { 10 },
                     bbm_level: rng.below(3) as u8,
                     laziness: laziness.clone(),
+                    // Behind what was drawn before there were such queues.
+                    ecmdqs: rng.one_in(3).then_some(Ecmdqs { log2_pages: 1, log2_queues: 1 }),
                     ..ModelSmmuConfig::default()
                 }
             })

@@ -19,6 +19,11 @@ impl<P: Platform> Queue<P> {
         CommandQueue::new(platform, log2, timeout_ns).map(Queue)
     }
 
+    /// An Enhanced Command queue whose registers start at offset `at`.
+    pub fn enhanced(at: usize, platform: &P, log2: u8, timeout_ns: u64) -> Option<Self> {
+        CommandQueue::enhanced(at, platform, log2, timeout_ns).map(Queue)
+    }
+
     /// Hands commands to the SMMU, and a CMD_SYNC behind them.
     #[inline]
     pub fn submit(&self, mmio: &P::Mmio, commands: impl IntoIterator<Item = RawCommand>) -> Result<Ticket, QueueError> {

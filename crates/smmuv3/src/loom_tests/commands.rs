@@ -9,10 +9,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use loom::thread;
 
-use super::{LoomPlatform, Registers, Watched, explore};
+use super::{ECMDQ, LoomPlatform, Registers, Watched, explore};
 use crate::arch::Command;
 use crate::arch::regs::CmdqError;
-use crate::primitive::{Ordering, fence};
+use crate::primitive::{AtomicBool, Ordering, fence};
 use crate::queue::{CommandQueue, QueueError, Submission, Ticket};
 
 /// A queue, its registers, and what the commands are about.
@@ -21,16 +21,29 @@ struct World {
     registers: Registers,
     queue: CommandQueue<LoomPlatform>,
     log2: u8,
+    /// The SMMU need not wait for more commands.
+    finished: AtomicBool,
     /// Each is destroyed by the SMMU when it carries out the command for it, and used by its producer before and after.
     done: [Watched; 3],
 }
 
 impl World {
     fn new(log2: u8) -> Arc<Self> {
+        World::of(log2, false)
+    }
+
+    /// The queue is an Enhanced Command queue.
+    fn of(log2: u8, enhanced: bool) -> Arc<Self> {
         let platform = LoomPlatform::new((2 << log2).max(8));
-        let queue = CommandQueue::new(&platform, log2, u64::MAX).unwrap();
+        let queue = if enhanced {
+            CommandQueue::enhanced(ECMDQ, &platform, log2, u64::MAX)
+        } else {
+            CommandQueue::new(&platform, log2, u64::MAX)
+        };
+        let (queue, registers) = (queue.unwrap(), Registers { enhanced, ..Registers::default() });
+        let finished = AtomicBool::new(false);
         let done = [Watched::new(), Watched::new(), Watched::new()];
-        Arc::new(World { platform, registers: Registers::default(), queue, log2, done })
+        Arc::new(World { platform, registers, queue, log2, finished, done })
     }
 
     /// A producer sends commands for each of `numbers` in one submission.
@@ -52,8 +65,8 @@ impl World {
         let (mask, wrap) = ((1u32 << self.log2) - 1, (2u32 << self.log2) - 1);
         let mut cons = 0;
         let mut seen = Vec::new();
-        while syncs > 0 {
-            let prod = self.registers.prod.load(Ordering::Relaxed);
+        while syncs > 0 && !self.finished.load(Ordering::Relaxed) {
+            let prod = self.registers.prod.load(Ordering::Relaxed) & wrap;
             if prod == cons {
                 thread::yield_now();
                 continue;
@@ -146,8 +159,17 @@ fn three_producers_share_a_queue() {
 /// when it looks again.
 #[test]
 fn a_refused_command_is_told_to_its_owner_alone_and_no_other_is_lost() {
-    explore(Some(2), || {
-        let world = World::new(2);
+    check_refused(false);
+}
+
+#[test]
+fn the_same_of_an_enhanced_queue() {
+    check_refused(true);
+}
+
+fn check_refused(enhanced: bool) {
+    explore(Some(2), move || {
+        let world = World::of(2, enhanced);
         world.registers.read.store(1 << 24, Ordering::Relaxed);
         let producer = thread::spawn({
             let world = world.clone();
@@ -158,8 +180,8 @@ fn a_refused_command_is_told_to_its_owner_alone_and_no_other_is_lost() {
                 assert_eq!(result, Err(QueueError::Refused(CmdqError::Illegal)));
             }
         });
-        // The one that was refused is a CMD_SYNC then.
-        assert_eq!(world.consume(3, Some(1)), [0]);
+        // The one that was refused is a CMD_SYNC then, and an acknowledgement in PROD brings another.
+        assert_eq!(world.consume(3 + u32::from(enhanced), Some(1)), [0]);
         producer.join().unwrap();
     });
 }
@@ -274,17 +296,55 @@ fn what_another_has_seen_of_the_smmu_counts_for_those_who_hear_of_it() {
 /// Another may have replaced the command that was refused: its owner knows it when the queue has gone on.
 #[test]
 fn the_owner_of_a_refused_command_is_told() {
-    explore(Some(2), || {
-        let world = World::new(2);
+    check_owner(false);
+}
+
+#[test]
+fn the_owner_of_a_refused_command_on_an_enhanced_queue_is_told() {
+    check_owner(true);
+}
+
+fn check_owner(enhanced: bool) {
+    explore(Some(2), move || {
+        let world = World::of(2, enhanced);
         let other = world.clone();
-        let other = thread::spawn(move || other.queue.with_gerror_owned(&other.registers, || ()));
+        let other = thread::spawn(move || other.queue.recover(&other.registers));
         let owner = world.clone();
         let owner = thread::spawn(move || {
             let ticket = owner.submit(&[0]);
             let result = owner.queue.wait(&owner.registers, ticket);
             assert_eq!(result, Err(QueueError::Refused(CmdqError::Illegal)));
         });
-        assert_eq!(world.consume(2, Some(0)), []);
+        assert_eq!(world.consume(2 + u32::from(enhanced), Some(0)), []);
+        other.join().unwrap();
+        owner.join().unwrap();
+    });
+}
+
+/// ERRACK and the index share a register: neither takes the other back.
+///
+///     owner of the refused command  another producer
+///                                   reserves
+///     ERRACK
+///                                   the doorbell
+#[test]
+fn an_acknowledgement_and_a_doorbell_do_not_take_each_other_back() {
+    explore(Some(1), move || {
+        let world = World::of(3, true);
+        let other = world.clone();
+        let other = thread::spawn(move || {
+            let _ticket = other.submit(&[1]);
+        });
+        let owner = world.clone();
+        let owner = thread::spawn(move || {
+            let ticket = owner.submit(&[0]);
+            let result = owner.queue.wait(&owner.registers, ticket);
+            assert_eq!(result, Err(QueueError::Refused(CmdqError::Illegal)));
+            owner.finished.store(true, Ordering::Relaxed);
+        });
+        let seen = world.consume(u32::MAX, Some(0));
+        assert!([&[][..], &[1]].contains(&&*seen), "{seen:?}");
+        assert!(!world.registers.stopped());
         other.join().unwrap();
         owner.join().unwrap();
     });

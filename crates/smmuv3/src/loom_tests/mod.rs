@@ -140,10 +140,18 @@ struct Registers {
     prod: AtomicU32,
     /// `CMDQ_CONS` in the low half, above it `CMDQ_ERR` of `GERROR` and of `GERRORN`.
     read: AtomicU64,
+    /// They are those of an Enhanced Command queue: `prod` has ERRACK beside the index, and the low half of `read` ERR.
+    enhanced: bool,
     /// Called at the doorbell. If there is such a thing, the SMMU is no thread: it has consumed everything when the doorbell has rung.
     consume: Option<Box<dyn Fn(u32) + Send + Sync>>,
 }
 
+/// Where the registers of an Enhanced Command queue start.
+const ECMDQ: usize = 0x4_0000;
+const ECMDQ_PROD: usize = ECMDQ + offset::ECMDQ_PROD;
+const ECMDQ_CONS: usize = ECMDQ + offset::ECMDQ_CONS;
+/// ERR, and ERRACK.
+const ERR_BIT: u32 = 1 << 23;
 const GERROR_BIT: u64 = 1 << 32;
 const GERRORN_BIT: u64 = 1 << 33;
 
@@ -158,12 +166,15 @@ impl Registers {
     /// The SMMU: stops with an error. The `ERR` of an earlier one is overwritten.
     fn stop(&self) {
         self.read.fetch_or(1 << 24, Ordering::Relaxed);
-        self.read.fetch_xor(GERROR_BIT, Ordering::Relaxed);
+        self.read.fetch_xor(if self.enhanced { ERR_BIT.into() } else { GERROR_BIT }, Ordering::Relaxed);
     }
 
     /// Whether it stands still with an error that was not acknowledged.
     fn stopped(&self) -> bool {
         let now = self.read.load(Ordering::Relaxed);
+        if self.enhanced {
+            return (now as u32 ^ self.prod.load(Ordering::Relaxed)) & ERR_BIT != 0;
+        }
         (now & GERROR_BIT != 0) != (now & GERRORN_BIT != 0)
     }
 }
@@ -172,7 +183,7 @@ impl Mmio for Registers {
     fn read32(&self, offset: usize) -> u32 {
         let now = self.read.load(Ordering::Relaxed);
         match offset {
-            offset::CMDQ_CONS => now as u32,
+            offset::CMDQ_CONS | ECMDQ_CONS => now as u32,
             offset::GERROR => u32::from(now & GERROR_BIT != 0),
             offset::GERRORN => u32::from(now & GERRORN_BIT != 0),
             _ => 0,
@@ -180,7 +191,7 @@ impl Mmio for Registers {
     }
     fn write32(&self, offset: usize, value: u32) {
         match offset {
-            offset::CMDQ_PROD => {
+            offset::CMDQ_PROD | ECMDQ_PROD => {
                 self.prod.store(value, Ordering::Relaxed);
                 if let Some(consume) = &self.consume {
                     consume(value);
