@@ -8,7 +8,7 @@
 use std::sync::RwLock;
 use std::sync::atomic::{Ordering, fence};
 
-use smmuv3::arch::Command;
+use smmuv3::arch::RawCommand;
 use smmuv3::internals::{Port, Taken, commands};
 use smmuv3::platform::Iova;
 use smmuv3::{Key, Kind, PagingDomain};
@@ -48,7 +48,7 @@ impl<'a> Owing<'a> {
     }
 
     /// Submits commands to an SMMU, and waits for them.
-    fn carry_out(&self, smmu: u8, batch: Vec<Command>) {
+    fn carry_out(&self, smmu: u8, batch: Vec<RawCommand>) {
         let port = self.port(smmu);
         port.wait(port.submit(batch).unwrap()).unwrap();
     }
@@ -80,17 +80,17 @@ impl Scheme for DeviceList<'_> {
         let range = (iova.0, iova.0 + len - 1);
         for &tag in &self.tags {
             let mut batch = Vec::with_capacity(64);
-            commands(self.owing.domain, self.owing.port(tag.smmu()), tag, range, |command| batch.push(command));
+            commands(self.owing.domain, self.owing.port(tag.smmu()), &[tag], range, &mut batch);
             self.owing.carry_out(tag.smmu(), batch);
         }
         fence(Ordering::SeqCst);
-        let mut batches: Vec<(u8, Vec<Command>)> = Vec::new();
+        let mut batches: Vec<(u8, Vec<RawCommand>)> = Vec::new();
         for &device in self.devices.lock().iter() {
             if batches.last().is_none_or(|(smmu, _)| *smmu != device.smmu()) {
                 batches.push((device.smmu(), Vec::with_capacity(64)));
             }
             let (smmu, batch) = batches.last_mut().expect("pushed above");
-            commands(self.owing.domain, self.owing.port(*smmu), device, range, |command| batch.push(command));
+            commands(self.owing.domain, self.owing.port(*smmu), &[device], range, batch);
         }
         for (smmu, batch) in batches {
             self.owing.carry_out(smmu, batch);
@@ -122,7 +122,7 @@ impl Scheme for LockedArray<'_> {
         for run in array.chunk_by(|a, b| a.smmu() == b.smmu() && has_ats(a) == has_ats(b)) {
             let (smmu, mut batch) = (run[0].smmu(), Vec::with_capacity(64));
             let port = self.owing.port(smmu);
-            run.iter().for_each(|&key| commands(self.owing.domain, port, key, range, |command| batch.push(command)));
+            run.iter().for_each(|&key| commands(self.owing.domain, port, &[key], range, &mut batch));
             self.owing.carry_out(smmu, batch);
         }
         drop(array);

@@ -83,3 +83,9 @@ pub struct Results {
     /// Numbers that depend on another.
     pub curves: Vec<Curve>,
 }
+
+impl From<Vec<Figure>> for Results {
+    fn from(figures: Vec<Figure>) -> Self {
+        Results { figures, curves: Vec::new() }
+    }
+}

@@ -72,6 +72,9 @@ impl Default for Run {
 }
 
 fn main() -> ExitCode {
+    if smmuv3_bench::instructions::serve() {
+        return ExitCode::SUCCESS;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => error.exit(),

@@ -67,6 +67,9 @@ impl State {
 }
 
 impl Mmio for Tap {
+    fn size(&self) -> usize {
+        self.mmio.size()
+    }
     fn read32(&self, offset: usize) -> u32 {
         self.mmio.read32(offset)
     }

@@ -8,7 +8,7 @@ use std::fmt;
 
 use smmuv3::arch::Prot;
 
-use crate::tlb::{Map, TlbHit};
+use crate::tlb::{Doomed, Map, TlbHit};
 
 /// How a PCIe function behaves with ATS. For [`Model::set_ats`](crate::Model::set_ats).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub(crate) struct AtcEntry {
     /// The TLB entry that the answer came from; `None` where no stage translates.
     pub from: Option<TlbHit>,
     /// Invalidated, but not synchronised yet.
-    pub doomed: bool,
+    pub doomed: Doomed,
 }
 
 impl AtcEntry {
@@ -82,7 +82,7 @@ impl fmt::Display for AtcEntry {
         if let Some(ssid) = self.ssid {
             write!(f, "PASID {ssid:#x}, ")?;
         }
-        let doomed = if self.doomed { ", invalidated but not synchronised" } else { "" };
+        let doomed = if self.doomed.any() { ", invalidated but not synchronised" } else { "" };
         write!(f, "{:#x} + {:#x} to {:#x}{doomed}) was filled {from}", self.base(), 1u64 << self.shift, self.pa)
     }
 }
@@ -143,21 +143,24 @@ impl Function {
         self.entries.len()
     }
 
-    /// Whether there is any.
-    pub(crate) fn doom(&mut self, scope: &AtcScope) -> bool {
+    /// Marks what `scope` reaches, for a command of `queue`. Whether there is any.
+    pub(crate) fn doom(&mut self, queue: usize, scope: &AtcScope) -> bool {
         let reached = self.entries.values_mut().filter(|entry| scope.reaches(entry));
-        reached.map(|entry| entry.doomed = true).count() > 0
+        reached.map(|entry| entry.doomed |= Doomed::by_if(queue, true)).count() > 0
     }
 
-    /// Nothing is doomed any more: the invalidations came to nothing.
-    pub(crate) fn pardon(&mut self) {
-        self.entries.values_mut().for_each(|entry| entry.doomed = false);
+    /// Nothing is doomed any more by the queue, or (`None`) by any: the invalidations came to nothing.
+    pub(crate) fn pardon(&mut self, queue: Option<usize>) {
+        self.entries.values_mut().for_each(|entry| match queue {
+            Some(queue) => entry.doomed.forget(queue),
+            None => entry.doomed = Doomed::NO,
+        });
     }
 
-    /// Removes what is doomed, and gives it in order of address.
-    pub(crate) fn take_doomed(&mut self) -> Vec<AtcEntry> {
-        let mut gone: Vec<_> = self.entries.values().filter(|entry| entry.doomed).copied().collect();
-        self.entries.retain(|_, entry| !entry.doomed);
+    /// Removes what the queue has doomed, and gives it in order of address.
+    pub(crate) fn take_doomed(&mut self, queue: usize) -> Vec<AtcEntry> {
+        let mut gone: Vec<_> = self.entries.values().filter(|entry| entry.doomed.by(queue)).copied().collect();
+        self.entries.retain(|_, entry| !entry.doomed.by(queue));
         gone.sort_unstable_by_key(|entry| (entry.ssid, entry.iova));
         gone
     }

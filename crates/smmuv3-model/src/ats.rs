@@ -15,11 +15,14 @@ use smmuv3::platform::Iova;
 use crate::atc::{AtcEntry, AtcScope, AtsAnswers, Function};
 use crate::fault::{DmaError, Fault, Request};
 use crate::smmu::{Transfer, Unit};
+use crate::tlb::Doomed;
 use crate::walk::{Output, Source};
 
 /// An ATC_INV that no CMD_SYNC has completed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outstanding {
+    /// Where it was consumed.
+    queue: usize,
     sid: u32,
     /// CMD_SYNCs that it will fail: 0 if it was answered.
     timeouts: u32,
@@ -82,7 +85,7 @@ impl Unit {
     /// What the function was asked to invalidate, it will not answer.
     fn fall_silent(&mut self, sid: u32) {
         let function = self.function(sid);
-        function.pardon();
+        function.pardon(None);
         let timeouts = function.behaviour.timeouts.max(1);
         for invalidation in self.outstanding.iter_mut().filter(|invalidation| invalidation.sid == sid) {
             invalidation.timeouts = timeouts;
@@ -166,7 +169,7 @@ impl Unit {
                 Source::Tlb(hit) => Some(hit),
                 _ => None,
             },
-            doomed: false,
+            doomed: Doomed::NO,
         };
         self.function(request.sid).insert(entry);
         Ok(entry)
@@ -244,7 +247,11 @@ impl Unit {
             AtsAnswers::Never => false,
             AtsAnswers::OnlyWhileEnabled => enabled,
         };
-        self.outstanding.push(Outstanding { sid, timeouts: if answered { 0 } else { behaviour.timeouts.max(1) } });
+        self.outstanding.push(Outstanding {
+            queue: self.queue,
+            sid,
+            timeouts: if answered { 0 } else { behaviour.timeouts.max(1) },
+        });
         // What follows, a function may answer with Unsupported Request: done, and nothing invalidated (§3.9.1.5).
         if size < stu {
             self.violation(format!(
@@ -260,8 +267,9 @@ impl Unit {
             return;
         }
         let scope = AtcScope::new(ssid, global && behaviour.global_invalidate, addr, size);
-        if self.function(sid).doom(&scope) {
-            self.doomed_atcs.push(sid);
+        let queue = self.queue;
+        if self.function(sid).doom(queue, &scope) {
+            self.doomed_atcs.push((queue, sid));
         }
         self.posted_due_to_atc_inv(sid, &scope);
         if self.acts_early() {
@@ -269,19 +277,21 @@ impl Unit {
         }
     }
 
-    /// A CMD_SYNC: all outstanding ATC_INVs are complete, or it is an error (§3.9.1.4, §4.7.3).
+    /// A CMD_SYNC: all outstanding ATC_INVs of its queue are complete, or it is an error (§3.9.1.4, §4.7.3).
     ///
     /// Comes before the completion of TLB and configuration invalidations: a function that asks again gets what is
     /// stale.
     pub(crate) fn sync_atcs(&mut self) -> Result<(), CmdqError> {
-        if self.outstanding.iter().all(|invalidation| invalidation.timeouts == 0) {
-            self.outstanding.clear();
+        let queue = self.queue;
+        if self.outstanding.iter().all(|invalidation| invalidation.queue != queue || invalidation.timeouts == 0) {
+            self.outstanding.retain(|invalidation| invalidation.queue != queue);
             self.remove_doomed_from_atcs();
             return Ok(());
         }
         self.atc_timeouts += 1;
         let loses_all = self.laziness.atc_timeout_loses_all;
         self.outstanding.retain_mut(|invalidation| match invalidation.timeouts {
+            _ if invalidation.queue != queue => true,
             0 => !loses_all,
             _ => {
                 invalidation.timeouts -= 1;
@@ -289,17 +299,21 @@ impl Unit {
             }
         });
         if loses_all {
-            self.functions.values_mut().for_each(Function::pardon);
+            self.functions.values_mut().for_each(|function| function.pardon(Some(queue)));
         }
         Err(CmdqError::AtcInvSync)
     }
 
     fn remove_doomed_from_atcs(&mut self) {
-        let mut sids = std::mem::take(&mut self.doomed_atcs);
-        sids.sort_unstable();
-        sids.dedup();
-        for sid in sids {
-            let gone = self.function(sid).take_doomed();
+        if self.doomed_atcs.is_empty() {
+            return;
+        }
+        let queue = self.queue;
+        let mut doomed: Vec<_> = self.doomed_atcs.extract_if(.., |(of, _)| *of == queue).collect();
+        doomed.sort_unstable();
+        doomed.dedup();
+        for (_, sid) in doomed {
+            let gone = self.function(sid).take_doomed(queue);
             if !self.function(sid).enabled || !self.laziness.atc_refill {
                 continue;
             }

@@ -7,6 +7,7 @@ use smmuv3::arch::{Command, Granule, RawCommand, StallModel, SyncSignal, TlbiAdd
 
 use crate::config::Cfgi;
 use crate::fault::Request;
+use crate::queue::CMDQ;
 use crate::smmu::{COMMAND_LOG, Sabotage, Unit};
 use crate::tlb::{Asids, Regime, Scope};
 
@@ -54,6 +55,7 @@ impl Unit {
             self.complete()?;
         }
         self.commands.count(&raw, &command);
+        self.ecmdq_commands += u64::from(self.queue != CMDQ);
         if self.log.len() == COMMAND_LOG {
             self.log.pop_front();
         }
@@ -179,7 +181,7 @@ impl Unit {
         }
         self.posted_due_to_cfgi(&cfgi);
         let now = self.acts_early();
-        self.configs.invalidate(&cfgi, now);
+        self.configs.invalidate(self.queue, &cfgi, now);
     }
 
     /// Whether an invalidation takes effect now, rather than when a CMD_SYNC completes.
@@ -213,7 +215,7 @@ impl Unit {
         self.posted_due_to_tlbi(&scope);
         match self.acts_early() {
             true => self.tlb.remove(&scope),
-            false => self.tlb.doom(&scope),
+            false => self.tlb.doom(self.queue, &scope),
         }
     }
 
@@ -242,32 +244,32 @@ impl Unit {
         (addr.addr & ((1 << aligned) - 1) != 0).then(|| format!("address not aligned to {aligned} bits"))
     }
 
-    /// Completes what is before a CMD_SYNC. On an error nothing is complete (§4.7.3).
+    /// Completes what is before a CMD_SYNC in its queue. On an error nothing is complete (§4.7.3).
     fn complete(&mut self) -> Result<(), CmdqError> {
         if self.sabotaged(Sabotage::IgnoreSync) {
-            self.tlb.forget_pending();
+            self.tlb.forget_pending(self.queue);
             return Ok(());
         }
         if self.sabotaged(Sabotage::IgnoreInnerSync) && self.inner_sync() {
             return Ok(());
         }
         self.sync_atcs()?;
-        self.due_posted_arrive();
-        let refill = if self.laziness.nested_refill { self.tlb.take_nested() } else { Vec::new() };
+        self.due_posted_arrive(self.queue);
+        let refill = if self.laziness.nested_refill { self.tlb.take_nested(self.queue) } else { Vec::new() };
         for (sid, ssid, iova) in refill {
             // A prefetch, which raises no event.
             let _ = self.translate(&Request { sid, ssid, iova, write: false, ats: false, afresh: false });
         }
-        self.tlb.purge();
-        self.configs.purge();
+        self.tlb.purge(self.queue);
+        self.configs.purge(self.queue);
         Ok(())
     }
 
     /// Whether the command after this one is ATC_INV or TLBI_NH_ALL.
     fn inner_sync(&self) -> bool {
-        let ring = self.cmdq();
-        let next = ring.next(self.regs.cmdq.cons & ring.mask());
-        let word = (next != self.regs.cmdq.prod & ring.mask()).then(|| self.memory.read_u64(ring.addr(next))).flatten();
+        let (ring, queue) = (self.ring(self.queue), &self.regs.queues[self.queue]);
+        let next = ring.next(queue.cons & ring.mask());
+        let word = (next != queue.prod & ring.mask()).then(|| self.memory.read_u64(ring.addr(next))).flatten();
         word.is_some_and(|word| matches!(word as u8, 0x40 | 0x10))
     }
 

@@ -18,7 +18,7 @@ use smmuv3::platform::PhysAddr;
 
 use crate::fault::{Fault, Request, fetch};
 use crate::smmu::Unit;
-use crate::tlb::Map;
+use crate::tlb::{Doomed, Map};
 use crate::walk::Stage2;
 
 /// What a configuration invalidation reaches.
@@ -35,7 +35,7 @@ pub(crate) enum Cfgi {
 #[derive(Debug, Clone, Copy)]
 struct Cached<T> {
     value: T,
-    doomed: bool,
+    doomed: Doomed,
 }
 
 /// A cached STE.
@@ -63,15 +63,15 @@ pub(crate) struct ConfigCache {
     /// By StreamID, index, and the number of SubstreamID bits below.
     l1cds: Map<(u32, u32, u8), Cached<u64>>,
     cds: Map<(u32, u32), Cached<CachedCd>>,
-    any_doomed: bool,
+    doomed: Doomed,
 }
 
 impl ConfigCache {
-    /// Dooms what `cfgi` reaches, or removes it at once.
-    pub(crate) fn invalidate(&mut self, cfgi: &Cfgi, now: bool) {
-        self.any_doomed |= !now;
-        let doom = |entry: &mut bool, reached: bool| {
-            *entry |= reached && !now;
+    /// Dooms what `cfgi` of `queue` reaches, or removes it at once.
+    pub(crate) fn invalidate(&mut self, queue: usize, cfgi: &Cfgi, now: bool) {
+        self.doomed |= Doomed::by_if(queue, !now);
+        let doom = |entry: &mut Doomed, reached: bool| {
+            *entry |= Doomed::by_if(queue, reached && !now);
             !(reached && now)
         };
         match *cfgi {
@@ -98,18 +98,21 @@ impl ConfigCache {
         }
     }
 
-    /// Whether the STE of a transaction, or the CD if it has one, is targeted by an invalidation.
-    pub(crate) fn dooms(&self, sid: u32, index: Option<u32>) -> bool {
+    /// What targets the STE of a transaction, or the CD if it has one.
+    pub(crate) fn dooms(&self, sid: u32, index: Option<u32>) -> Doomed {
+        let ste = self.stes.get(&sid).map_or(Doomed::NO, |ste| ste.doomed);
         let cd = index.and_then(|index| self.cds.get(&(sid, index)));
-        self.any_doomed && (self.stes.get(&sid).is_some_and(|ste| ste.doomed) || cd.is_some_and(|cd| cd.doomed))
+        ste | cd.map_or(Doomed::NO, |cd| cd.doomed)
     }
 
-    pub(crate) fn purge(&mut self) {
-        if std::mem::take(&mut self.any_doomed) {
-            self.l1stds.retain(|_, entry| !entry.doomed);
-            self.stes.retain(|_, entry| !entry.doomed);
-            self.l1cds.retain(|_, entry| !entry.doomed);
-            self.cds.retain(|_, entry| !entry.doomed);
+    /// Removes what the queue has doomed.
+    pub(crate) fn purge(&mut self, queue: usize) {
+        if self.doomed.by(queue) {
+            self.doomed.forget(queue);
+            self.l1stds.retain(|_, entry| !entry.doomed.by(queue));
+            self.stes.retain(|_, entry| !entry.doomed.by(queue));
+            self.l1cds.retain(|_, entry| !entry.doomed.by(queue));
+            self.cds.retain(|_, entry| !entry.doomed.by(queue));
         }
     }
 }
@@ -118,7 +121,7 @@ impl ConfigCache {
 pub(crate) struct FoundSte {
     pub entry: CachedSte,
     /// Targeted by an invalidation that is not complete: what is found through it is targeted too.
-    doomed: bool,
+    doomed: Doomed,
 }
 
 impl Unit {
@@ -157,7 +160,7 @@ impl Unit {
         if let Some(entry) = self.configs.stes.get(&sid) {
             return Ok(FoundSte { entry: entry.value, doomed: entry.doomed });
         }
-        let mut doomed = false;
+        let mut doomed = Doomed::NO;
         let addr = match table.split {
             None => table.base + u64::from(sid) * 64,
             Some(split) => {
@@ -176,7 +179,7 @@ impl Unit {
                         };
                         let valid = L1Std::new_with_raw_value(value).target(split).is_some();
                         if self.keeps(valid) {
-                            self.configs.l1stds.insert(key, Cached { value, doomed: false });
+                            self.configs.l1stds.insert(key, Cached { value, doomed: Doomed::NO });
                         }
                         value
                     }
@@ -201,7 +204,7 @@ impl Unit {
         let entry = self.decode_ste(RawSte(words));
         if self.keeps(!matches!(entry.ste, Err(_) | Ok(Ste::Invalid))) {
             self.configs.stes.insert(sid, Cached { value: entry, doomed });
-            self.configs.any_doomed |= doomed;
+            self.configs.doomed |= doomed;
         }
         Ok(FoundSte { entry, doomed })
     }
@@ -251,7 +254,7 @@ impl Unit {
                         };
                         if self.keeps(L1Cd::new_with_raw_value(value).target().is_some()) {
                             self.configs.l1cds.insert(key, Cached { value, doomed });
-                            self.configs.any_doomed |= doomed;
+                            self.configs.doomed |= doomed;
                         }
                         value
                     }
@@ -277,7 +280,7 @@ impl Unit {
         let value = CachedCd { cd: raw.decode(&self.features), affd: raw.0[0] >> 35 & 1 != 0 };
         if self.keeps(value.cd.is_ok()) {
             self.configs.cds.insert((sid, index), Cached { value, doomed });
-            self.configs.any_doomed |= doomed;
+            self.configs.doomed |= doomed;
         }
         Ok(value)
     }
@@ -311,7 +314,7 @@ impl Unit {
                 },
             };
             let value = self.decode_ste(ste.encode());
-            self.configs.stes.insert(sid, Cached { value, doomed: false });
+            self.configs.stes.insert(sid, Cached { value, doomed: Doomed::NO });
         }
     }
 }

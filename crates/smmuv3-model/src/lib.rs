@@ -38,6 +38,7 @@ mod ats;
 mod command;
 mod config;
 mod device;
+mod ecmdq;
 mod fault;
 mod latency;
 mod laziness;
@@ -62,7 +63,7 @@ pub use laziness::{Freedom, Laziness};
 pub use memory::POISON;
 pub use oracle::{Report, SmmuReport, StaleAccess};
 pub use platform::{ModelMmio, ModelPlatform};
-pub use setup::{ModelConfig, ModelSmmuConfig};
+pub use setup::{Ecmdqs, ModelConfig, ModelSmmuConfig};
 pub use smmu::{Irq, Sabotage};
 
 use std::sync::Arc;

@@ -114,6 +114,8 @@ impl Report {
 pub struct SmmuReport {
     /// Commands consumed, by mnemonic.
     pub commands: BTreeMap<&'static str, u64>,
+    /// Those of them that came from Enhanced Command queues.
+    pub ecmdq_commands: u64,
     /// CMD_SYNCs completed.
     pub syncs: u64,
     /// Event records written to the queue.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicUsize, fence};
 
-use smmuv3::arch::regs::offset::CMDQ_CONS;
 use smmuv3::platform::{DmaWindow, PhysAddr, Platform};
 
 use crate::latency::Clock;
@@ -109,8 +108,11 @@ pub struct ModelMmio(pub(crate) Arc<Smmu>);
 impl smmuv3::platform::Mmio for ModelMmio {
     fn read32(&self, offset: usize) -> u32 {
         // Whoever waits for an SMMU does not keep it from its work.
-        let cons = if offset == CMDQ_CONS { self.0.glance_at_cons() } else { None };
-        cons.unwrap_or_else(|| self.0.with(|unit| unit.read32(offset)))
+        self.0.glance(offset).unwrap_or_else(|| self.0.with(|unit| unit.read32(offset)))
+    }
+
+    fn size(&self) -> usize {
+        self.0.size()
     }
 
     fn write32(&self, offset: usize, value: u32) {

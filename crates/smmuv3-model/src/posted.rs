@@ -11,7 +11,7 @@ use crate::atc::AtcScope;
 use crate::config::Cfgi;
 use crate::fault::{DmaError, Request};
 use crate::smmu::{Transfer, Unit};
-use crate::tlb::{Regime, Scope, Tag};
+use crate::tlb::{Doomed, Regime, Scope, Tag};
 use crate::walk::{Output, Source};
 
 /// Writes that are on their way at most, behind one SMMU.
@@ -26,8 +26,8 @@ pub(crate) struct Posted {
     issued: u64,
     /// The STE was looked at.
     checked: bool,
-    /// Targeted by an invalidation: the next CMD_SYNC waits for it.
-    due: bool,
+    /// Targeted by an invalidation: the next CMD_SYNC of its queue waits for it.
+    due: Doomed,
 }
 
 impl Unit {
@@ -52,8 +52,9 @@ impl Unit {
         let due = match output.source {
             Source::Atc(entry) => entry.doomed,
             Source::Tlb(hit) => hit.origin.doomed,
-            Source::Bypass | Source::Disabled => false,
-        } || checked && self.configs.dooms(request.sid, index);
+            Source::Bypass | Source::Disabled => Doomed::NO,
+        };
+        let due = if checked { due | self.configs.dooms(request.sid, index) } else { due };
         let issued = self.memory.tick();
         self.posted.push(Posted { request: *request, output: *output, data: data.to_vec(), issued, checked, due });
         Ok(())
@@ -74,9 +75,9 @@ impl Unit {
         }
     }
 
-    /// A CMD_SYNC: those that have to, arrive.
-    pub(crate) fn due_posted_arrive(&mut self) {
-        while let Some(index) = self.posted.iter().rposition(|posted| posted.due) {
+    /// A CMD_SYNC of `queue`: those that have to, arrive.
+    pub(crate) fn due_posted_arrive(&mut self, queue: usize) {
+        while let Some(index) = self.posted.iter().rposition(|posted| posted.due.by(queue)) {
             self.perform(index);
         }
     }
@@ -106,7 +107,8 @@ impl Unit {
             let Source::Tlb(hit) = posted.output.source else { continue };
             // Where stage 2 has entries of its own only, a translation used them, too.
             let stage2 = Tag { regime: Regime::Stage2, asid: 0, global: None, ..hit.tag };
-            posted.due |= scope.reaches_leaf(&hit.tag, &hit.origin) || !combined && scope.reaches_tag(&stage2);
+            let reached = scope.reaches_leaf(&hit.tag, &hit.origin) || !combined && scope.reaches_tag(&stage2);
+            posted.due |= Doomed::by_if(self.queue, reached);
         }
     }
 
@@ -114,18 +116,20 @@ impl Unit {
         for posted in &mut self.posted {
             let Request { sid, ssid, .. } = posted.request;
             let translated = matches!(posted.output.source, Source::Atc(_));
-            posted.due |= match *cfgi {
+            let reached = match *cfgi {
                 Cfgi::Stes { first, last, .. } => posted.checked && (first..=last).contains(&sid),
                 Cfgi::Cd { sid: of, ssid: index, .. } => !translated && of == sid && index == ssid.unwrap_or(0),
                 Cfgi::Cds { sid: of } => !translated && of == sid,
             };
+            posted.due |= Doomed::by_if(self.queue, reached);
         }
     }
 
     pub(crate) fn posted_due_to_atc_inv(&mut self, sid: u32, scope: &AtcScope) {
         for posted in &mut self.posted {
             let Source::Atc(entry) = &posted.output.source else { continue };
-            posted.due |= posted.request.sid == sid && scope.reaches(entry);
+            let reached = posted.request.sid == sid && scope.reaches(entry);
+            posted.due |= Doomed::by_if(self.queue, reached);
         }
     }
 }

@@ -1,8 +1,9 @@
-//! The Command queue's consumer and the Event queue's producer (§3.5, §3.21.2, §7.1, §7.2, §7.4).
+//! The Command queues' consumer and the Event queue's producer (§3.5, §3.21.2, §7.1, §7.2, §7.4).
 
 use smmuv3::arch::regs::{CmdqError, EVENTQ_OVERFLOW, Gerror, QUEUE_BASE_ADDR};
 use smmuv3::arch::{Event, RawCommand};
 
+use crate::ecmdq::Control;
 use crate::latency::Latency;
 use crate::rng::Rng;
 use crate::smmu::{Irq, Unit};
@@ -49,9 +50,14 @@ impl Ring {
     }
 }
 
+/// The number of the queue that every SMMU has. Enhanced Command queue *n* is number *n* + 1.
+pub(crate) const CMDQ: usize = 0;
+
 /// A Command queue: its registers, and how far its consumer has come.
 #[derive(Debug)]
 pub(crate) struct CommandQueue {
+    /// Of an Enhanced Command queue. The other is controlled by CR0, GERROR and GERRORN.
+    pub control: Option<Control>,
     pub base: u64,
     pub prod: u32,
     pub cons: u32,
@@ -66,8 +72,9 @@ pub(crate) struct CommandQueue {
 }
 
 impl CommandQueue {
-    pub(crate) fn at_reset(rng: &mut Rng) -> Self {
+    pub(crate) fn at_reset(rng: &mut Rng, enhanced: bool) -> Self {
         CommandQueue {
+            control: enhanced.then(Control::default),
             base: rng.next() & (QUEUE_BASE_ADDR | 31),
             prod: rng.next() as u32 & 0xf_ffff,
             cons: rng.next() as u32 & 0xf_ffff,
@@ -78,15 +85,16 @@ impl CommandQueue {
         }
     }
 
-    /// What `CMDQ_CONS` reads as.
+    /// What CONS reads as.
     pub(crate) fn cons_register(&self) -> u32 {
-        self.cons | u32::from(self.err) << 24
+        let control = self.control.map_or(0, |control| u32::from(control.err) << 23 | u32::from(control.enack) << 31);
+        self.cons | u32::from(self.err) << 24 | control
     }
 }
 
 impl Unit {
-    pub(crate) fn cmdq(&self) -> Ring {
-        Ring::new(self.regs.cmdq.base, self.features.cmdq_log2, 16)
+    pub(crate) fn ring(&self, queue: usize) -> Ring {
+        Ring::new(self.regs.queues[queue].base, self.features.cmdq_log2, 16)
     }
 
     /// Whether commands take time.
@@ -98,37 +106,58 @@ impl Unit {
         Ring::new(self.regs.eventq_base, self.features.eventq_log2, 32)
     }
 
-    /// Looks whether there is something to do, and does it. Called whenever the driver looks, or (where each look
-    /// does little) a device is active: the SMMU has no time of its own.
+    /// Looks whether there is something to do in any queue, and does it. Called whenever the driver looks, or (where each
+    /// look does little) a device is active: the SMMU has no time of its own.
     pub(crate) fn look(&mut self) {
+        (0..self.regs.queues.len()).for_each(|queue| self.look_at(queue));
+    }
+
+    /// Looks at one queue. The others need not go on (§3.5.6.1).
+    pub(crate) fn look_at(&mut self, queue: usize) {
         if self.rng.one_in(32) {
             self.speculate();
         }
-        let due = self.consume();
+        let due = self.consume(queue);
         if self.timed() {
-            self.cmdq_glance.set(due, self.regs.cmdq.cons_register());
+            // Reads of CONS count while ENACK is on its way.
+            let settled = self.regs.queues[queue].control.is_none_or(|control| control.en == control.enack);
+            self.glances[queue].set(if settled { due } else { 0 }, self.regs.queues[queue].cons_register());
         }
     }
 
-    /// Consumes what is due by now. Gives when more is due: `u64::MAX` if the queue is empty, 0 if it stands still.
-    pub(crate) fn consume(&mut self) -> u64 {
-        let at = self.regs.cmdq.at.take();
-        if self.dead || self.regs.cmdq.lost || !self.regs.cr0ack.cmdqen() {
-            return 0;
+    /// Before something is written that changes what a queue does: what is due by now has been consumed.
+    pub(crate) fn catch_up(&mut self, queue: usize) {
+        if self.timed() {
+            self.consume(queue);
         }
-        let ring = self.cmdq();
+    }
+
+    /// Whether commands are consumed from a queue, if there are any.
+    fn runs(&self, queue: usize) -> bool {
+        let enabled = match self.regs.queues[queue].control {
+            None => self.regs.cr0ack.cmdqen() && !self.error_active(Gerror::CMDQ_ERR),
+            Some(control) => control.enack && control.errack == control.err,
+        };
+        enabled && !self.dead && !self.regs.queues[queue].lost
+    }
+
+    /// Consumes what is due by now. Gives when more is due: `u64::MAX` if the queue is empty, 0 if it stands still.
+    fn consume(&mut self, queue: usize) -> u64 {
+        let at = self.regs.queues[queue].at.take();
+        let ring = self.ring(queue);
         let now = if self.timed() { self.clock.now() } else { 0 };
         let mut at = at.unwrap_or(now);
         let mut limit = self.commands_per_look.unwrap_or(u32::MAX);
-        while !self.error_active(Gerror::CMDQ_ERR) {
-            let rd = self.regs.cmdq.cons & ring.mask();
-            if rd == self.regs.cmdq.prod & ring.mask() {
+        self.queue = queue;
+        while self.runs(queue) {
+            let rd = self.regs.queues[queue].cons & ring.mask();
+            if rd == self.regs.queues[queue].prod & ring.mask() {
                 return u64::MAX;
             }
             let addr = ring.addr(rd);
-            let due = if self.timed() { self.due(addr, at) } else { 0 };
+            let due = if self.timed() { self.due(queue, addr, at) } else { 0 };
             if due > now || limit == 0 {
-                self.regs.cmdq.at = Some(at);
+                self.regs.queues[queue].at = Some(at);
                 return due;
             }
             (limit, at) = (limit - 1, due);
@@ -139,20 +168,26 @@ impl Unit {
             };
             match result {
                 Ok(command) => {
-                    let queue = &mut self.regs.cmdq;
+                    let queue = &mut self.regs.queues[queue];
                     queue.cons = ring.next(rd);
                     queue.complete = queue.complete.max(due + self.latency.of(&command));
                 }
                 Err(error) => {
                     // CONS stays at the command, its error code is visible before the error is (§7.1).
-                    self.regs.cmdq.err = match error {
+                    self.regs.queues[queue].err = match error {
                         CmdqError::None => 0,
                         CmdqError::Illegal => 1,
                         CmdqError::Abort => 2,
                         CmdqError::AtcInvSync => 3,
                         CmdqError::Unknown(code) => code,
                     };
-                    self.raise(Gerror::CMDQ_ERR);
+                    match &mut self.regs.queues[queue].control {
+                        None => self.raise(Gerror::CMDQ_ERR),
+                        Some(control) => {
+                            control.err = !control.err;
+                            self.raise(Gerror::CMDQP_ERR);
+                        }
+                    }
                 }
             }
         }
@@ -160,9 +195,13 @@ impl Unit {
     }
 
     /// When the command at `addr` is consumed, where the one before it was consumed at `at`.
-    fn due(&self, addr: u64, at: u64) -> u64 {
+    fn due(&self, queue: usize, addr: u64, at: u64) -> u64 {
         let sync = self.memory.read_u64(addr).is_some_and(|word| word as u8 == SYNC);
-        if sync { at.max(self.regs.cmdq.complete) + self.latency.sync_ns } else { at + self.latency.command_ns }
+        if sync {
+            at.max(self.regs.queues[queue].complete) + self.latency.sync_ns
+        } else {
+            at + self.latency.command_ns
+        }
     }
 
     pub(crate) fn error_active(&self, error: Gerror) -> bool {

@@ -8,7 +8,7 @@ use smmuv3::arch::regs::{
     offset,
 };
 
-use crate::queue::{CommandQueue, Ring};
+use crate::queue::{CMDQ, CommandQueue, Ring};
 use crate::rng::Rng;
 use crate::smmu::Unit;
 
@@ -49,7 +49,8 @@ pub(crate) struct Regs {
     pub gerrorn: u32,
     strtab_base: u64,
     strtab_cfg: u32,
-    pub cmdq: CommandQueue,
+    /// The Command queue, and the Enhanced ones.
+    pub queues: Vec<CommandQueue>,
     pub eventq_base: u64,
     pub eventq_prod: u32,
     pub eventq_cons: u32,
@@ -72,7 +73,7 @@ pub(crate) struct StreamTable {
 }
 
 impl Regs {
-    pub(crate) fn at_reset(rng: &mut Rng) -> Self {
+    pub(crate) fn at_reset(rng: &mut Rng, queues: usize) -> Self {
         let gbpa = Gbpa::new_with_raw_value(1 << 12);
         Regs {
             cr0: Cr0::default(),
@@ -90,7 +91,7 @@ impl Regs {
             gerrorn: 0,
             strtab_base: rng.next() & STRTAB_BASE_ADDR,
             strtab_cfg: rng.next() as u32 & 0x3_07ff,
-            cmdq: CommandQueue::at_reset(rng),
+            queues: (0..queues).map(|queue| CommandQueue::at_reset(rng, queue != CMDQ)).collect(),
             eventq_base: rng.next() & (QUEUE_BASE_ADDR | 31),
             eventq_prod: rng.next() as u32 & (EVENTQ_OVERFLOW | 0xf_ffff),
             eventq_cons: rng.next() as u32 & (EVENTQ_OVERFLOW | 0xf_ffff),
@@ -141,14 +142,23 @@ impl Unit {
 
     fn check_queue(&self, name: &str, base: u64, ring: &Ring, max_log2: u8) {
         if (base & 31) as u8 > max_log2 {
-            self.violation(format!("{name}_BASE.LOG2SIZE {} is more than IDR1 allows ({max_log2})", base & 31));
+            self.violation(format!(
+                "BASE.LOG2SIZE of {name} is {}, which is more than IDR1 allows ({max_log2})",
+                base & 31
+            ));
         }
         if ring.addr(0) != base & QUEUE_BASE_ADDR {
-            self.violation(format!("{name}_BASE {base:#x} is not aligned to the queue's size"));
+            self.violation(format!("BASE of {name} {base:#x} is not aligned to the queue's size"));
         }
     }
 
-    fn check_base(&self, name: &str, value: u64) {
+    /// Writes the base of a Command queue.
+    pub(crate) fn set_queue_base(&mut self, queue: usize, value: u64) {
+        self.regs.queues[queue].base = value & !BASE_RESERVED;
+        self.check_queue(&name(queue), value, &self.ring(queue), self.features.cmdq_log2);
+    }
+
+    pub(crate) fn check_base(&self, name: &str, value: u64) {
         if value & BASE_RESERVED != 0 {
             self.violation(format!("{name} = {value:#x} has reserved bits set"));
         }
@@ -166,23 +176,23 @@ impl Unit {
         !on
     }
 
-    fn bad_access(&self, kind: &str, offset: usize) {
+    pub(crate) fn bad_access(&self, kind: &str, offset: usize) {
         self.violation(format!("{kind} at offset {offset:#x}"));
     }
 
     pub(crate) fn read64(&mut self, at: usize) -> u64 {
         match at {
             offset::STRTAB_BASE => self.regs.strtab_base,
-            offset::CMDQ_BASE => self.regs.cmdq.base,
+            offset::CMDQ_BASE => self.regs.queues[CMDQ].base,
             offset::EVENTQ_BASE => self.regs.eventq_base,
             offset::GERROR_IRQ_CFG0 => self.regs.gerror_irq_cfg[0],
             offset::EVENTQ_IRQ_CFG0 => self.regs.eventq_irq_cfg[0],
             offset::PRIQ_BASE if self.features.pri => self.regs.priq[0],
             PRIQ_IRQ_CFG0 if self.features.pri => self.regs.priq[3],
-            _ => {
+            _ => self.read_ecmdq64(at).unwrap_or_else(|| {
                 self.bad_access("64-bit read", at);
                 0
-            }
+            }),
         }
     }
 
@@ -197,8 +207,7 @@ impl Unit {
             offset::CMDQ_BASE => {
                 self.check_base("CMDQ_BASE", value);
                 if self.unguarded("CMDQ_BASE", Cr0::default().with_cmdqen(true)) {
-                    self.regs.cmdq.base = value & !BASE_RESERVED;
-                    self.check_queue("CMDQ", value, &self.cmdq(), self.features.cmdq_log2);
+                    self.set_queue_base(CMDQ, value);
                 }
             }
             offset::EVENTQ_BASE => {
@@ -224,7 +233,7 @@ impl Unit {
             }
             offset::PRIQ_BASE if self.features.pri => self.regs.priq[0] = value,
             PRIQ_IRQ_CFG0 if self.features.pri => self.regs.priq[3] = value,
-            _ => self.bad_access("64-bit write", at),
+            _ => self.write_ecmdq64(at, value),
         }
     }
 
@@ -234,6 +243,7 @@ impl Unit {
             offset::IDR1 => self.ids.idr1.raw_value(),
             offset::IDR2 | IDR4 | offset::IIDR | offset::STATUSR | AGBPA => 0,
             offset::IDR3 => self.ids.idr3.raw_value(),
+            offset::IDR6 => self.ecmdqs.map_or(0, |ecmdqs| ecmdqs.idr6().raw_value()),
             offset::IDR5 => self.ids.idr5.raw_value(),
             offset::AIDR => self.ids.aidr.raw_value(),
             offset::CR0 => self.regs.cr0.raw_value(),
@@ -265,10 +275,10 @@ impl Unit {
             }
             offset::GERRORN => self.regs.gerrorn,
             offset::STRTAB_BASE_CFG => self.regs.strtab_cfg,
-            offset::CMDQ_PROD => self.regs.cmdq.prod,
+            offset::CMDQ_PROD => self.regs.queues[CMDQ].prod,
             offset::CMDQ_CONS => {
-                self.look();
-                self.regs.cmdq.cons_register()
+                self.look_at(CMDQ);
+                self.regs.queues[CMDQ].cons_register()
             }
             offset::EVENTQ_PROD => self.regs.eventq_prod,
             offset::EVENTQ_CONS => self.regs.eventq_cons,
@@ -279,10 +289,10 @@ impl Unit {
             PRIQ_PROD | PRIQ_CONS | PRIQ_IRQ_CFG1 | PRIQ_IRQ_CFG2 if self.features.pri => {
                 self.regs.priq[priq_slot(at)] as u32
             }
-            _ => {
+            _ => self.read_ecmdq32(at).unwrap_or_else(|| {
                 self.bad_access("32-bit read", at);
                 0
-            }
+            }),
         }
     }
 
@@ -295,7 +305,8 @@ impl Unit {
                 let queues = (self.regs.cr1 ^ value) & 0x3f != 0;
                 let tables_ok = !tables || self.unguarded("CR1.TABLE_*", on(|cr0| cr0.with_smmuen(true)));
                 let all = on(|cr0| cr0.with_cmdqen(true).with_eventqen(true).with_priqen(true));
-                if tables_ok && (!queues || self.unguarded("CR1.QUEUE_*", all)) {
+                let queues_ok = || self.ecmdqs_are_off("CR1.QUEUE_*") && self.unguarded("CR1.QUEUE_*", all);
+                if tables_ok && (!queues || queues_ok()) {
                     self.regs.cr1 = value & 0xfff;
                 }
             }
@@ -335,11 +346,15 @@ impl Unit {
                     self.regs.strtab_cfg = value & 0x3_07ff;
                 }
             }
-            offset::CMDQ_PROD => self.write_cmdq_prod(value),
+            offset::CMDQ_PROD => {
+                self.catch_up(CMDQ);
+                let (on, error) = (self.regs.cr0ack.cmdqen(), self.error_active(Gerror::CMDQ_ERR));
+                self.write_queue_prod(CMDQ, value, on, error);
+            }
             offset::CMDQ_CONS => {
                 if self.unguarded("CMDQ_CONS", on(|cr0| cr0.with_cmdqen(true))) {
-                    self.regs.cmdq.cons = value & 0xf_ffff;
-                    self.regs.cmdq.err = (value >> 24 & 0x7f) as u8;
+                    self.regs.queues[CMDQ].cons = value & 0xf_ffff;
+                    self.regs.queues[CMDQ].err = (value >> 24 & 0x7f) as u8;
                 }
             }
             offset::EVENTQ_PROD => {
@@ -362,7 +377,7 @@ impl Unit {
             PRIQ_PROD | PRIQ_CONS | PRIQ_IRQ_CFG1 | PRIQ_IRQ_CFG2 if self.features.pri => {
                 self.regs.priq[priq_slot(at)] = value.into();
             }
-            _ => self.bad_access("32-bit write", at),
+            _ => self.write_ecmdq32(at, value),
         }
     }
 
@@ -392,42 +407,38 @@ impl Unit {
         }
         self.regs.cr0ack = self.regs.cr0;
         if !self.regs.cr0ack.cmdqen() {
-            self.regs.cmdq.lost = false;
+            self.regs.queues[CMDQ].lost = false;
         }
         self.look();
     }
 
     /// PROD moves on by the commands that were added, at most to where the queue is full. While an error is active it
     /// may also move back, at most to CONS (§7.1).
-    fn write_cmdq_prod(&mut self, value: u32) {
-        let ring = self.cmdq();
-        let enabled = self.regs.cr0ack.cmdqen();
+    pub(crate) fn write_queue_prod(&mut self, queue: usize, value: u32, enabled: bool, error: bool) {
+        let ring = self.ring(queue);
         if value & !ring.mask() != 0 {
-            self.violation(format!("CMDQ_PROD = {value:#x} has bits above the wrap bit"));
+            self.violation(format!("PROD of {} = {value:#x} has bits above the wrap bit", name(queue)));
         }
-        if self.timed() {
-            // What is due by now was consumed before this write.
-            self.consume();
-        }
-        let (cons, old) = (self.regs.cmdq.cons, self.regs.cmdq.prod);
+        let CommandQueue { cons, prod: old, .. } = self.regs.queues[queue];
         let used = ring.distance(cons, value);
         let back = ring.distance(cons, value) < ring.distance(cons, old);
-        if enabled && (used > ring.size() || back && !self.error_active(Gerror::CMDQ_ERR)) {
-            self.violation(format!("CMDQ_PROD = {value:#x}, with CONS at {cons:#x} and PROD at {old:#x} before"));
-            self.regs.cmdq.lost = true;
+        if enabled && (used > ring.size() || back && !error) {
+            let name = name(queue);
+            self.violation(format!("PROD of {name} = {value:#x}, with CONS at {cons:#x} and PROD at {old:#x} before"));
+            self.regs.queues[queue].lost = true;
         }
-        self.regs.cmdq.prod = value & 0xf_ffff;
-        self.look();
+        self.regs.queues[queue].prod = value & 0xf_ffff;
+        self.look_at(queue);
     }
 
     /// Polls that still give the old value.
-    fn late_ack(&self) -> u32 {
+    pub(crate) fn late_ack(&self) -> u32 {
         if self.laziness.late_acks { LATE_ACK } else { 0 }
     }
 
     /// The error that stopped the Command queue, if one did.
     pub(crate) fn cmdq_error(&self) -> Option<CmdqError> {
-        let error = match self.regs.cmdq.err {
+        let error = match self.regs.queues[CMDQ].err {
             1 => CmdqError::Illegal,
             2 => CmdqError::Abort,
             3 => CmdqError::AtcInvSync,
@@ -437,8 +448,13 @@ impl Unit {
     }
 }
 
+/// What a Command queue is called.
+pub(crate) fn name(queue: usize) -> String {
+    if queue == CMDQ { "CMDQ".into() } else { format!("ECMDQ {}", queue - 1) }
+}
+
 /// One poll less to go: true once there is none left.
-fn count_down(polls: &mut u32) -> bool {
+pub(crate) fn count_down(polls: &mut u32) -> bool {
     let done = *polls == 0;
     *polls = polls.saturating_sub(1);
     done

@@ -77,6 +77,8 @@ pub struct ModelSmmuConfig {
     pub cmdq_log2: u8,
     /// log2 of the largest Event queue (`IDR1.EVENTQS`), at most 19.
     pub eventq_log2: u8,
+    /// Enhanced Command queues (`IDR1.ECMDQ`, `IDR6`). There must be `msi` and `coherent` with them.
+    pub ecmdqs: Option<Ecmdqs>,
     /// Range invalidation (`IDR3.RIL`).
     pub range_inv: bool,
     /// `IDR3.BBML`, 0 to 2.
@@ -91,6 +93,15 @@ pub struct ModelSmmuConfig {
     pub laziness: Laziness,
     /// How long its commands take.
     pub latency: Latency,
+}
+
+/// How many Enhanced Command queues an SMMU has (§3.5.6): 32 at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ecmdqs {
+    /// log2 of the Command queue control pages (`IDR6.CMDQ_CONTROL_PAGE_LOG2NUMP`).
+    pub log2_pages: u8,
+    /// log2 of the queues in each (`IDR6.CMDQ_CONTROL_PAGE_LOG2NUMQ`).
+    pub log2_queues: u8,
 }
 
 impl Default for ModelSmmuConfig {
@@ -114,6 +125,7 @@ impl Default for ModelSmmuConfig {
             ssid_bits: 20,
             cmdq_log2: 19,
             eventq_log2: 19,
+            ecmdqs: None,
             range_inv: true,
             bbm_level: 2,
             oas: AddrSize::B48,
@@ -156,7 +168,8 @@ impl ModelSmmuConfig {
             | num(self.ssid_bits, 6)
             | num(if self.pri { 10 } else { 0 }, 11)
             | num(self.eventq_log2, 16)
-            | num(self.cmdq_log2, 21);
+            | num(self.cmdq_log2, 21)
+            | bit(self.ecmdqs.is_some(), 31);
         let idr3 = bit(self.range_inv, 10) | num(self.bbm_level, 11);
         let idr5 =
             num(self.oas.code(), 0) | bit(self.granules[0], 4) | bit(self.granules[1], 5) | bit(self.granules[2], 6);

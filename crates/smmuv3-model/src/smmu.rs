@@ -3,6 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use smmuv3::arch::regs::offset::CMDQ_CONS;
 use smmuv3::arch::{Command, Features, IdRegs, RawCommand};
 use smmuv3::platform::PhysAddr;
 
@@ -16,9 +17,10 @@ use crate::laziness::Laziness;
 use crate::memory::{Memory, Owner, PAGE, PageState, lock};
 use crate::oracle::{Oracle, SmmuReport, StaleAccess};
 use crate::posted::Posted;
+use crate::queue::CMDQ;
 use crate::regs::Regs;
 use crate::rng::Rng;
-use crate::setup::ModelSmmuConfig;
+use crate::setup::{Ecmdqs, ModelSmmuConfig};
 use crate::tlb::{Map, Tlb};
 use crate::walk::{Output, Source};
 
@@ -63,7 +65,8 @@ pub(crate) type Hook = Arc<dyn Fn(Irq) + Send + Sync>;
 pub(crate) struct Smmu {
     unit: Mutex<Unit>,
     clock: Arc<Clock>,
-    cmdq: Arc<Glance>,
+    glances: Arc<[Glance]>,
+    ecmdqs: Option<Ecmdqs>,
     hook: RwLock<Option<Hook>>,
 }
 
@@ -77,8 +80,11 @@ pub(crate) struct Unit {
     pub laziness: Laziness,
     pub latency: Latency,
     pub clock: Arc<Clock>,
-    /// What is seen of the Command queue without the lock.
-    pub cmdq_glance: Arc<Glance>,
+    /// What is seen of each Command queue without the lock.
+    pub glances: Arc<[Glance]>,
+    pub ecmdqs: Option<Ecmdqs>,
+    /// The queue whose commands are just consumed.
+    pub queue: usize,
     pub regs: Regs,
     pub configs: ConfigCache,
     pub tlb: Tlb,
@@ -90,6 +96,7 @@ pub(crate) struct Unit {
     pub commands_per_look: Option<u32>,
     pub log: VecDeque<RawCommand>,
     pub commands: CommandCounts,
+    pub ecmdq_commands: u64,
     pub syncs: u64,
     pub events: u64,
     pub events_lost: u64,
@@ -102,8 +109,8 @@ pub(crate) struct Unit {
     pub translated: u64,
     /// The PCIe functions, by StreamID.
     pub functions: Map<u32, Function>,
-    /// Those whose ATC has doomed entries.
-    pub doomed_atcs: Vec<u32>,
+    /// Queues, and StreamIDs whose ATC has entries that they have doomed.
+    pub doomed_atcs: Vec<(usize, u32)>,
     pub outstanding: Vec<Outstanding>,
     /// Writes on their way, in the order in which they were posted.
     pub posted: Vec<Posted>,
@@ -132,7 +139,10 @@ impl Smmu {
     ) -> Self {
         let ids = config.id_regs();
         let mut rng = Rng::new(seed ^ (index as u64) << 32);
-        let cmdq = Arc::new(Glance::default());
+        let ecmdqs = config.ecmdqs;
+        assert!(ecmdqs.is_none() || config.msi && config.coherent, "IDR1.ECMDQ needs MSI and COHACC (§6.3.2)");
+        let queues = 1 + ecmdqs.map_or(0, Ecmdqs::count);
+        let glances: Arc<[_]> = (0..queues).map(|_| Glance::default()).collect();
         let mut unit = Unit {
             index,
             memory,
@@ -142,8 +152,10 @@ impl Smmu {
             laziness: config.laziness.clone(),
             latency: config.latency,
             clock: clock.clone(),
-            cmdq_glance: cmdq.clone(),
-            regs: Regs::at_reset(&mut rng),
+            glances: glances.clone(),
+            ecmdqs,
+            regs: Regs::at_reset(&mut rng, queues),
+            queue: CMDQ,
             configs: ConfigCache::default(),
             tlb: Tlb::new(config.laziness.tlb_entries),
             rng,
@@ -152,6 +164,7 @@ impl Smmu {
             commands_per_look: None,
             log: VecDeque::new(),
             commands: CommandCounts::none(),
+            ecmdq_commands: 0,
             syncs: 0,
             events: 0,
             events_lost: 0,
@@ -174,7 +187,7 @@ impl Smmu {
             let (base, pages) = (unit.memory.base(), unit.memory.size() / PAGE);
             unit.tlb.fill_with_junk(&mut unit.rng, |rng| base + rng.below(pages) * PAGE);
         }
-        Smmu { unit: Mutex::new(unit), clock, cmdq, hook: RwLock::new(None) }
+        Smmu { unit: Mutex::new(unit), clock, glances, ecmdqs, hook: RwLock::new(None) }
     }
 
     /// Does something with the SMMU, then delivers the interrupts that it led to.
@@ -192,9 +205,18 @@ impl Smmu {
         result
     }
 
-    /// CMDQ_CONS, if that is known without the lock.
-    pub(crate) fn glance_at_cons(&self) -> Option<u32> {
-        self.cmdq.cons(&self.clock)
+    /// The register at `offset`, if it is CONS of a Command queue and known without the lock.
+    pub(crate) fn glance(&self, offset: usize) -> Option<u32> {
+        let queue = match offset {
+            CMDQ_CONS => CMDQ,
+            _ => self.ecmdqs?.cons_at(offset)?,
+        };
+        self.glances[queue].cons(&self.clock)
+    }
+
+    /// Bytes of registers.
+    pub(crate) fn size(&self) -> usize {
+        self.ecmdqs.map_or(0x2_0000, |ecmdqs| ecmdqs.end())
     }
 
     pub(crate) fn set_hook(&self, hook: Option<Hook>) {
@@ -357,6 +379,7 @@ impl Unit {
     pub(crate) fn report(&self) -> SmmuReport {
         SmmuReport {
             commands: self.commands.by_mnemonic(),
+            ecmdq_commands: self.ecmdq_commands,
             syncs: self.syncs,
             events: self.events,
             events_lost: self.events_lost,
@@ -377,6 +400,7 @@ impl Unit {
         for counter in [&mut self.syncs, &mut self.events, &mut self.events_lost, &mut self.walks] {
             *counter = 0;
         }
+        self.ecmdq_commands = 0;
         (self.atc_pages, self.atc_everything, self.atc_to_disabled) = (0, 0, 0);
         (self.atc_timeouts, self.ats_requests, self.translated) = (0, 0, 0);
     }

@@ -21,6 +21,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::{BitOr, BitOrAssign};
 
 use smmuv3::arch::{Granule, Prot, TlbiAddr};
 
@@ -33,6 +34,45 @@ pub(crate) enum Regime {
     El2,
     El2E2h,
     Stage2,
+}
+
+/// The Command queues, one bit each, with a command that targets an entry and that they have not synchronised: a CMD_SYNC
+/// completes what came before it in its own queue, and no more (§3.5.6.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Doomed(u64);
+
+impl Doomed {
+    pub(crate) const NO: Doomed = Doomed(0);
+
+    /// By a command of this queue, if `yes`.
+    pub(crate) fn by_if(queue: usize, yes: bool) -> Self {
+        Doomed(u64::from(yes) << queue)
+    }
+
+    pub(crate) fn by(self, queue: usize) -> bool {
+        self.0 >> queue & 1 != 0
+    }
+
+    pub(crate) fn any(self) -> bool {
+        self.0 != 0
+    }
+
+    pub(crate) fn forget(&mut self, queue: usize) {
+        self.0 &= !(1 << queue);
+    }
+}
+
+impl BitOr for Doomed {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Doomed(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for Doomed {
+    fn bitor_assign(&mut self, other: Self) {
+        *self = *self | other;
+    }
 }
 
 /// What an entry is tagged with.
@@ -65,7 +105,7 @@ pub(crate) struct Origin {
     /// When it was filled.
     pub filled: u64,
     /// Invalidated, but not synchronised yet.
-    pub doomed: bool,
+    pub doomed: Doomed,
 }
 
 /// A leaf entry as others speak of it.
@@ -89,7 +129,7 @@ impl fmt::Display for TlbHit {
             origin.level,
             origin.base,
             1u64 << origin.shift,
-            if origin.doomed { ", invalidated but not synchronised" } else { "" },
+            if origin.doomed.any() { ", invalidated but not synchronised" } else { "" },
             if self.junk { "was in the TLB at reset" } else { "was filled" },
         )
     }
@@ -239,15 +279,15 @@ impl Scope {
 
 /// All cached translations of an SMMU.
 pub(crate) struct Tlb {
-    /// What was consumed and is not synchronised.
-    pending: Vec<Scope>,
+    /// What was consumed and is not synchronised, and from which queue.
+    pending: Vec<(usize, Scope)>,
     leaves: Map<Key, Leaf>,
     tables: Map<Key, Table>,
     /// The sizes (as shifts) of which there are entries, to know which to probe.
     leaf_shifts: u64,
     table_shifts: u64,
     any_global: bool,
-    any_doomed: bool,
+    doomed: Doomed,
     capacity: usize,
 }
 
@@ -268,7 +308,7 @@ impl Tlb {
             leaf_shifts: 0,
             table_shifts: 0,
             any_global: false,
-            any_doomed: false,
+            doomed: Doomed::NO,
             capacity: capacity.max(1),
         }
     }
@@ -313,20 +353,20 @@ impl Tlb {
     pub(crate) fn table(&self, tag: Tag, input: u64, fresh: bool) -> Option<&Table> {
         bits(self.table_shifts).find_map(|shift| {
             let table = self.tables.get(&Key { tag, shift, page: input >> shift })?;
-            (!fresh || !table.origin.doomed).then_some(table)
+            (!fresh || !table.origin.doomed.any()).then_some(table)
         })
     }
 
-    /// Whether a command was consumed that is not synchronised.
+    /// Whether a command was consumed that may not be synchronised.
     pub(crate) fn any_doomed(&self) -> bool {
-        self.any_doomed
+        self.doomed.any()
     }
 
     pub(crate) fn insert_leaf(&mut self, tag: Tag, input: u64, leaf: Leaf) {
         self.make_room();
         self.leaf_shifts |= 1 << leaf.chunk;
         self.any_global |= tag.global.is_some();
-        self.any_doomed |= leaf.origin.doomed;
+        self.doomed |= leaf.origin.doomed;
         self.leaves.insert(Key { tag, shift: leaf.chunk, page: input >> leaf.chunk }, leaf);
     }
 
@@ -334,7 +374,7 @@ impl Tlb {
         self.make_room();
         let shift = table.origin.shift;
         self.table_shifts |= 1 << shift;
-        self.any_doomed |= table.origin.doomed;
+        self.doomed |= table.origin.doomed;
         self.tables.insert(Key { tag, shift, page: table.origin.base >> shift }, table);
     }
 
@@ -350,58 +390,62 @@ impl Tlb {
         }
     }
 
-    /// Marks what `scope` reaches; it still translates until [`purge`](Self::purge).
-    pub(crate) fn doom(&mut self, scope: &Scope) {
+    /// Marks what `scope` reaches, for a command of `queue`; it still translates until [`purge`](Self::purge).
+    pub(crate) fn doom(&mut self, queue: usize, scope: &Scope) {
+        let doomed = Doomed::by_if(queue, true);
         let mut any = false;
         for (key, leaf) in &mut self.leaves {
             if scope.reaches_leaf(&key.tag, &leaf.origin) {
-                leaf.origin.doomed = true;
+                leaf.origin.doomed |= doomed;
                 any = true;
             }
         }
         for (key, table) in &mut self.tables {
             if scope.reaches_tag(&key.tag) && scope.reaches_origin(&table.origin, false) {
-                table.origin.doomed = true;
+                table.origin.doomed |= doomed;
                 any = true;
             }
         }
-        self.any_doomed |= any;
         if any {
-            self.pending.push(*scope);
+            self.doomed |= doomed;
+            self.pending.push((queue, *scope));
         }
     }
 
-    /// Whether one command that is not synchronised reaches the leaf entries of both origins.
-    pub(crate) fn one_pending_reaches(&self, tag: Tag, origin: &Origin, tag2: Tag, origin2: &Origin) -> bool {
-        self.pending.iter().any(|scope| scope.reaches_leaf(&tag, origin) && scope.reaches_leaf(&tag2, origin2))
+    /// The queues of single commands that are not synchronised and reach the leaf entries of both origins.
+    pub(crate) fn pending_on_both(&self, tag: Tag, origin: &Origin, tag2: Tag, origin2: &Origin) -> Doomed {
+        self.pending.iter().fold(Doomed::NO, |doomed, (queue, scope)| {
+            let both = scope.reaches_leaf(&tag, origin) && scope.reaches_leaf(&tag2, origin2);
+            doomed | Doomed::by_if(*queue, both)
+        })
     }
 
-    /// Removes the doomed entries of both stages, where stage 2 by itself is still cached; gives what they translated:
+    /// Removes the entries of both stages that `queue` has doomed, where stage 2 by itself is still cached; gives what they translated:
     /// StreamID, SubstreamID, address. What is doomed at stage 2 stays.
     ///
     /// Nothing orders these commands among themselves (§4.7.3): the first stage may be first.
-    pub(crate) fn take_nested(&mut self) -> Vec<(u32, Option<u32>, u64)> {
-        if !self.any_doomed {
+    pub(crate) fn take_nested(&mut self, queue: usize) -> Vec<(u32, Option<u32>, u64)> {
+        if !self.doomed.by(queue) {
             return Vec::new();
         }
         let again = |(key, leaf): (&Key, &Leaf)| {
-            let (sid, ssid) = leaf.nested.filter(|_| leaf.origin.doomed)?;
+            let (sid, ssid) = leaf.nested.filter(|_| leaf.origin.doomed.by(queue))?;
             let tag2 = Tag { regime: Regime::Stage2, asid: 0, global: None, ..key.tag };
             self.leaf(tag2, false, leaf.ipa)?;
             Some((sid, ssid, key.page << key.shift))
         };
         let mut taken: Vec<_> = self.leaves.iter().filter_map(again).collect();
         if !taken.is_empty() {
-            self.leaves.retain(|key, leaf| !leaf.origin.doomed || key.tag.regime == Regime::Stage2);
-            self.tables.retain(|key, table| !table.origin.doomed || key.tag.regime == Regime::Stage2);
+            self.leaves.retain(|key, leaf| !leaf.origin.doomed.by(queue) || key.tag.regime == Regime::Stage2);
+            self.tables.retain(|key, table| !table.origin.doomed.by(queue) || key.tag.regime == Regime::Stage2);
             taken.sort_unstable();
         }
         taken
     }
 
-    /// No invalidation is pending, and what they reached stays.
-    pub(crate) fn forget_pending(&mut self) {
-        self.pending.clear();
+    /// No invalidation of the queue is pending, and what they reached stays.
+    pub(crate) fn forget_pending(&mut self, queue: usize) {
+        self.pending.retain(|(of, _)| *of != queue);
     }
 
     /// Removes what `scope` reaches, at once.
@@ -410,12 +454,13 @@ impl Tlb {
         self.tables.retain(|key, table| !(scope.reaches_tag(&key.tag) && scope.reaches_origin(&table.origin, false)));
     }
 
-    /// Removes what is doomed.
-    pub(crate) fn purge(&mut self) {
-        self.pending.clear();
-        if std::mem::take(&mut self.any_doomed) {
-            self.leaves.retain(|_, leaf| !leaf.origin.doomed);
-            self.tables.retain(|_, table| !table.origin.doomed);
+    /// Removes what the queue has doomed.
+    pub(crate) fn purge(&mut self, queue: usize) {
+        self.forget_pending(queue);
+        if self.doomed.by(queue) {
+            self.doomed.forget(queue);
+            self.leaves.retain(|_, leaf| !leaf.origin.doomed.by(queue));
+            self.tables.retain(|_, table| !table.origin.doomed.by(queue));
             self.leaf_shifts = self.leaves.keys().fold(0, |set, key| set | 1 << key.shift);
             self.table_shifts = self.tables.keys().fold(0, |set, key| set | 1 << key.shift);
         }
@@ -430,7 +475,7 @@ impl Tlb {
             for (vmid, asid) in (0..vmids).flat_map(|vmid| (0..asids).map(move |asid| (vmid, asid))) {
                 let tag = Tag { regime, vmid, asid, global: None };
                 let origin =
-                    |granule, level, shift| Origin { granule, level, base: 0, shift, filled: 0, doomed: false };
+                    |granule, level, shift| Origin { granule, level, base: 0, shift, filled: 0, doomed: Doomed::NO };
                 let table = Table { origin: origin(Granule::K16, 0, 47), next: page(rng), next_pa: None };
                 self.insert_table(tag, table);
                 if rng.one_in(2) {

@@ -12,7 +12,7 @@ use crate::atc::AtcEntry;
 use crate::config::FoundSte;
 use crate::fault::{Cause, Fault, Request};
 use crate::smmu::Unit;
-use crate::tlb::{Leaf, Origin, Regime, Table, Tag, TlbHit};
+use crate::tlb::{Doomed, Leaf, Origin, Regime, Table, Tag, TlbHit};
 
 /// Stage 2 of a stream.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +66,7 @@ fn entry_offset(input: u64, granule: Granule, level: u8, start: bool) -> u64 {
     (index & mask) * 8
 }
 
-fn origin(input: u64, granule: Granule, level: u8, filled: u64, doomed: bool) -> Origin {
+fn origin(input: u64, granule: Granule, level: u8, filled: u64, doomed: Doomed) -> Origin {
     let shift = level_shift(granule, level);
     Origin { granule, level, base: input >> shift << shift, shift: shift as u8, filled, doomed }
 }
@@ -81,7 +81,7 @@ struct Walk {
     /// What led here.
     via: Option<Table>,
     start: bool,
-    doomed: bool,
+    doomed: Doomed,
 }
 
 impl Walk {
@@ -95,7 +95,7 @@ impl Walk {
 
     /// At the table that an STE or CD leads to.
     fn start(granule: Granule, level: u8, table: u64) -> Walk {
-        Walk { granule, level, table, table_pa: None, via: None, start: true, doomed: false }
+        Walk { granule, level, table, table_pa: None, via: None, start: true, doomed: Doomed::NO }
     }
 }
 
@@ -281,8 +281,11 @@ impl Unit {
                         nested = Some((request.sid, request.ssid));
                         // One command that reaches both stages completes for this entry, too.
                         let stale = &out.leaf.origin;
-                        let targeted = |unit: &Unit| unit.tlb.one_pending_reaches(tag, &origin, s2.tag, stale);
-                        origin.doomed |= stale.doomed && (!self.laziness.nested_entries || targeted(self));
+                        if !self.laziness.nested_entries {
+                            origin.doomed |= stale.doomed;
+                        } else if stale.doomed.any() {
+                            origin.doomed |= self.tlb.pending_on_both(tag, &origin, s2.tag, stale);
+                        }
                     }
                     let has_asid = tag.regime != Regime::El2;
                     let global = self.laziness.global_entries && has_asid && !desc.not_global();
@@ -379,7 +382,9 @@ impl Unit {
             // One command that reaches both stages completes for this entry, too.
             let mut origin = via.origin;
             let stale = &out.leaf.origin;
-            origin.doomed |= stale.doomed && self.tlb.one_pending_reaches(tag, &origin, s2.tag, stale);
+            if stale.doomed.any() {
+                origin.doomed |= self.tlb.pending_on_both(tag, &origin, s2.tag, stale);
+            }
             self.keep_table(tag, Table { origin, next_pa: Some(out.pa - offset), ..via });
         }
         Ok(out.pa)

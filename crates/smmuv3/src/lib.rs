@@ -81,8 +81,8 @@ mod testing;
 
 pub use attach::{AttachError, Device, PasidDomain, ReleaseError, Unconfirmed};
 pub use domain::{
-    DomainError, Geometry, GuestCommandError, GuestCommandFault, GuestSteError, MapStreamError, NestedDomain, Owed,
-    PagingDomain, SvaDomain, SvaTable, VSmmu, VSmmuError,
+    Cover, DomainError, Geometry, GuestCommandError, GuestCommandFault, GuestSteError, MapStreamError, NestedDomain,
+    Owed, PagingDomain, SvaDomain, SvaTable, VSmmu, VSmmuError,
 };
 pub use invalidate::{
     BadRange, DeferLimits, Deferred, Gather, InvalidateError, MapError, NotDeferred, UnmapError, UnmapReport,

@@ -2,8 +2,11 @@
 
 extern crate std;
 
-use crate::primitive::{AtomicU64, AtomicUsize, Ordering, fence};
+use crate::arch::regs::offset;
+use crate::primitive::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use alloc::sync::Arc;
+use core::cell::Cell;
+use std::boxed::Box;
 use std::sync::Mutex;
 use std::time::Instant;
 use std::vec::Vec;
@@ -15,8 +18,16 @@ const BASE: u64 = 0x4000_0000;
 /// What memory is full of that nobody owns.
 const GARBAGE: u64 = 0xdead_dead_dead_dead;
 
+std::thread_local!(
+    /// Whether this thread, taken for a CPU, takes no interrupts now.
+    static MASKED: Cell<bool> = const { Cell::new(false) };
+);
+
 #[derive(Clone)]
 pub(crate) struct TestPlatform(Arc<Inner>);
+
+/// What an interrupt does.
+type Handler = Box<dyn FnOnce() + Send>;
 
 struct Inner {
     window: DmaWindow,
@@ -30,6 +41,8 @@ struct Inner {
     /// Turns of waiting loops.
     relaxed: AtomicUsize,
     read_barriers: AtomicUsize,
+    /// What arrives as an interrupt, and after how many steps.
+    interrupt: Mutex<Option<(usize, Handler)>>,
     start: Instant,
 }
 
@@ -44,6 +57,7 @@ impl TestPlatform {
             epochs: Mutex::new(None),
             relaxed: AtomicUsize::new(0),
             read_barriers: AtomicUsize::new(0),
+            interrupt: Mutex::new(None),
             start: Instant::now(),
         }))
     }
@@ -101,6 +115,33 @@ impl TestPlatform {
         self.0.read_barriers.load(Ordering::Relaxed)
     }
 
+    /// After so many steps from now, calls of the platform and accesses to registers, the one thread that there is takes an interrupt, or as soon after as it
+    /// is not masked.
+    pub(crate) fn interrupt_after(&self, steps: usize, handler: impl FnOnce() + Send + 'static) {
+        *self.0.interrupt.lock().unwrap() = Some((steps, Box::new(handler)));
+    }
+
+    /// Whether the interrupt is still to come.
+    pub(crate) fn awaits_interrupt(&self) -> bool {
+        self.0.interrupt.lock().unwrap().is_some()
+    }
+
+    fn step(&self) {
+        if let Some((steps, _)) = &mut *self.0.interrupt.lock().unwrap() {
+            *steps = steps.saturating_sub(1);
+        }
+        self.take_interrupt();
+    }
+
+    fn take_interrupt(&self) {
+        if !MASKED.get() {
+            let due = self.0.interrupt.lock().unwrap().take_if(|(steps, _)| *steps == 0);
+            if let Some((_, handler)) = due {
+                handler();
+            }
+        }
+    }
+
     /// Pages that are taken now.
     pub(crate) fn live_pages(&self) -> usize {
         self.0.pages.lock().unwrap().iter().filter(|taken| **taken).count()
@@ -117,20 +158,81 @@ impl TestPlatform {
     }
 }
 
-/// Registers of an SMMU that is not there. At the doorbell of the command queue it is checked that a barrier stands behind all that was written
-/// to memory, if epochs are recorded.
-#[derive(Default)]
-pub(crate) struct NoMmio(pub(crate) Option<TestPlatform>);
+/// What an SMMU does about its command queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Consumer {
+    /// It is not there: registers read as all ones.
+    Gone,
+    /// It has consumed everything whenever somebody looks.
+    Eager,
+    /// What the test writes to the registers.
+    ByHand,
+}
 
-impl Mmio for NoMmio {
-    fn read32(&self, _: usize) -> u32 {
-        u32::MAX
+/// Where the registers of an Enhanced Command queue start.
+pub(crate) const ECMDQ: usize = 0x4_0000;
+const ECMDQ_PROD: usize = ECMDQ + offset::ECMDQ_PROD;
+const ECMDQ_CONS: usize = ECMDQ + offset::ECMDQ_CONS;
+
+/// The registers of a command queue, of whichever kind.
+pub(crate) struct TestMmio {
+    platform: TestPlatform,
+    consumer: Mutex<Consumer>,
+    pub(crate) prod: AtomicU32,
+    pub(crate) cons: AtomicU32,
+    pub(crate) gerror: AtomicU32,
+    pub(crate) gerrorn: AtomicU32,
+}
+
+impl TestMmio {
+    pub(crate) fn new(platform: &TestPlatform, consumer: Consumer) -> Self {
+        TestMmio {
+            platform: platform.clone(),
+            consumer: Mutex::new(consumer),
+            prod: AtomicU32::new(0),
+            cons: AtomicU32::new(0),
+            gerror: AtomicU32::new(0),
+            gerrorn: AtomicU32::new(0),
+        }
     }
-    fn write32(&self, offset: usize, _: u32) {
-        if let (crate::arch::regs::offset::CMDQ_PROD, Some(platform)) = (offset, &self.0) {
-            let epochs = platform.epochs();
-            let (now, barriers) = epochs.split_last().expect("memory as it is now");
-            assert!(barriers.last() == Some(now), "the doorbell rings before what it is about is visible");
+
+    pub(crate) fn become_(&self, consumer: Consumer) {
+        *self.consumer.lock().unwrap() = consumer;
+    }
+}
+
+/// If epochs are recorded, it is checked at the doorbell that a barrier stands behind all that was written to memory.
+impl Mmio for TestMmio {
+    fn read32(&self, offset: usize) -> u32 {
+        self.platform.step();
+        let consumer = *self.consumer.lock().unwrap();
+        match offset {
+            _ if consumer == Consumer::Gone => u32::MAX,
+            offset::CMDQ_CONS | ECMDQ_CONS => {
+                if consumer == Consumer::Eager {
+                    // ERR is where ERRACK is, and ENACK where EN is.
+                    self.cons.store(self.prod.load(Ordering::SeqCst), Ordering::SeqCst);
+                }
+                self.cons.load(Ordering::SeqCst)
+            }
+            offset::GERROR => self.gerror.load(Ordering::SeqCst),
+            offset::GERRORN => self.gerrorn.load(Ordering::SeqCst),
+            _ => 0,
+        }
+    }
+    fn write32(&self, offset: usize, value: u32) {
+        self.platform.step();
+        match offset {
+            offset::CMDQ_PROD | ECMDQ_PROD => {
+                if self.platform.0.epochs.lock().unwrap().is_some() {
+                    let epochs = self.platform.epochs();
+                    let (now, barriers) = epochs.split_last().expect("memory as it is now");
+                    assert!(barriers.last() == Some(now), "the doorbell rings before what it is about is visible");
+                }
+                self.prod.store(value, Ordering::SeqCst);
+            }
+            offset::GERRORN => self.gerrorn.store(value, Ordering::SeqCst),
+            _ => {}
         }
     }
     fn read64(&self, _: usize) -> u64 {
@@ -140,11 +242,12 @@ impl Mmio for NoMmio {
 }
 
 impl Platform for TestPlatform {
-    type Mmio = NoMmio;
+    type Mmio = TestMmio;
     type RawMutex = spin::mutex::SpinMutex<()>;
     type Rcu = crate::rcu::ShardedRcu<Self::RawMutex>;
 
     fn window(&self) -> &DmaWindow {
+        self.step();
         &self.0.window
     }
     fn dma_alloc(&self, size: usize, align: usize) -> Option<PhysAddr> {
@@ -174,12 +277,14 @@ impl Platform for TestPlatform {
         fence(Ordering::SeqCst);
     }
     fn write_barrier(&self) {
+        self.step();
         fence(Ordering::SeqCst);
         if let Some(epochs) = &mut *self.0.epochs.lock().unwrap() {
             epochs.push(self.snapshot());
         }
     }
     fn read_barrier(&self) {
+        self.step();
         fence(Ordering::SeqCst);
         self.0.read_barriers.fetch_add(1, Ordering::Relaxed);
     }
@@ -187,8 +292,16 @@ impl Platform for TestPlatform {
         self.0.start.elapsed().as_nanos() as u64
     }
     fn relax(&self) {
+        self.step();
         self.0.relaxed.fetch_add(1, Ordering::Relaxed);
         std::thread::yield_now();
+    }
+    fn without_interrupts<R>(&self, f: impl FnOnce() -> R) -> R {
+        assert!(!MASKED.replace(true), "nested");
+        let result = f();
+        MASKED.set(false);
+        self.take_interrupt();
+        result
     }
     fn cpu_hint(&self) -> usize {
         0

@@ -3,9 +3,9 @@
 mod common;
 
 use common::*;
-use smmuv3::arch::{Granule, Stage};
-use smmuv3::platform::Iova;
-use smmuv3::{Device, DeviceConfig, Geometry, Kind, UnmapError};
+use smmuv3::arch::{Command, Granule, Stage};
+use smmuv3::platform::{Iova, PhysAddr};
+use smmuv3::{Cover, Device, DeviceConfig, Geometry, Kind, UnmapError};
 use smmuv3_model::{
     AtsAnswers, AtsBehaviour, DeviceThread, ModelConfig, ModelPlatform, ModelSmmuConfig, Sabotage, Targets, Traffic,
 };
@@ -504,4 +504,44 @@ fn a_function_that_answers_no_atc_invalidation_is_served_without_ats() {
     assert!(!device.ats() && !rig.model.ats_enabled(0, SID));
     assert!(use_and_unmap(&rig, &domain, SID, IOVA));
     rig.model.report().assert_clean();
+}
+
+/// (first page, pages): aligned or not, across boundaries, short and long.
+const RANGES: [(u64, u64); 8] =
+    [(0x100, 1), (0x1ff, 2), (0x101, 7), (0x123, 0x1f), (0x200, 0x40), (0x3ffff, 3), (0x7fe01, 0x2fd), (0x1, 0x555)];
+
+#[test]
+fn exact_covers_invalidate_no_page_too_many_and_short_ones_less_than_as_many_again() {
+    for cover in [Cover::Few, Cover::Exact] {
+        for stage in [Stage::S1, Stage::S2] {
+            let rig = Rig::new();
+            let device = add_ats(&rig, SID);
+            let domain = rig.iommu.paging_domain(stage, Geometry { cover, ..Geometry::default() }).unwrap();
+            device.attach(&domain).unwrap();
+            let (mut asked, mut most) = (0, 0);
+            for (first, pages) in RANGES {
+                let before = rig.model.report().atc_pages;
+                let iova = Iova(first * PAGE);
+                domain.map(iova, PhysAddr(first * PAGE), pages * PAGE, RW).unwrap();
+                rig.model.take_commands(0);
+                domain.unmap(iova, pages * PAGE).unwrap();
+                let done = rig.model.report().atc_pages - before;
+                let enough = if cover == Cover::Exact { done == pages } else { (pages..2 * pages).contains(&done) };
+                assert!(enough, "{cover:?} {first:#x}: {pages} pages asked for, {done} invalidated");
+                // And the TLB: granules of all ranges, from one to the next.
+                let tlbi = |command: &Command| match command {
+                    Command::TlbiNhVa { addr, .. } | Command::TlbiS2Ipa { addr, .. } => {
+                        Some(addr.range.map_or(1, |range| (u64::from(range.num) + 1) << range.scale))
+                    }
+                    _ => None,
+                };
+                let granules: u64 = rig.model.take_commands(0).iter().filter_map(tlbi).sum();
+                assert!(granules == pages || cover == Cover::Few && granules - pages < pages.div_ceil(16));
+                (asked, most) = (asked + pages, most + done);
+            }
+            assert!(if cover == Cover::Exact { most == asked } else { most > asked }, "there is a difference");
+            device.detach().unwrap();
+            rig.model.report().assert_clean();
+        }
+    }
 }

@@ -22,7 +22,7 @@ fn every_geometry_translates_pages_and_blocks() {
         for granule in [Granule::K4, Granule::K16, Granule::K64] {
             for input_bits in 39..=48 {
                 let rig = Rig::with(ModelConfig { ram_size: 16 << 20, ..ModelConfig::default() });
-                let geometry = Geometry { granule, input_bits, output_size: AddrSize::B48 };
+                let geometry = Geometry { granule, input_bits, output_size: AddrSize::B48, ..Geometry::default() };
                 let domain = rig.iommu.paging_domain(stage, geometry).unwrap();
                 let device = rig.add(SID);
                 device.attach(&domain).unwrap();

@@ -33,6 +33,7 @@ fn an_smmu_that_the_driver_cannot_serve_is_refused_by_name() {
         (ModelSmmuConfig { coherent: false, ..base() }, Unsupported::NotCoherent),
         (ModelSmmuConfig { stall_model: StallModel::Forced, ..base() }, Unsupported::StallForced),
         (ModelSmmuConfig { granules: [false; 3], ..base() }, Unsupported::NoGranule),
+        (ModelSmmuConfig { cmdq_log2: 0, ..base() }, Unsupported::CommandQueue),
     ] {
         assert_eq!(add(config), Err(AddSmmuError::Unsupported(why)));
     }
@@ -86,6 +87,38 @@ fn smmus_of_all_sorts_are_served() {
         drop(device);
         rig.model.report().assert_clean();
     }
+}
+
+/// Large and small submissions on a queue of two commands, which is always full, before an SMMU that consumes one command at a time.
+#[test]
+fn many_threads_on_the_smallest_queue_all_get_on() {
+    let config = ModelSmmuConfig { range_inv: false, cmdq_log2: 1, ..ModelSmmuConfig::default() };
+    let model = Model::new(ModelConfig::with_smmu(config));
+    let iommu = Iommu::new(model.platform()).unwrap();
+    let options = SmmuOptions { timeout_ns: 120_000_000_000, ..quick() };
+    let smmu = iommu.add_smmu(model.mmio(0), options).unwrap();
+    let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
+    let domain = iommu.paging_domain(Stage::S1, Default::default()).unwrap();
+    device.attach(&domain).unwrap();
+    model.set_commands_per_look(0, Some(1));
+    std::thread::scope(|scope| {
+        for (thread, pages) in [40, 1, 2, 7, 1, 1].into_iter().enumerate() {
+            let (model, domain) = (&model, &domain);
+            scope.spawn(move || {
+                let iova = Iova((thread as u64 + 1) << 30);
+                for _ in 0..20 {
+                    let data = model.alloc_data(pages).unwrap();
+                    let len = pages as u64 * PAGE;
+                    domain.map(iova, data.addr(), len, RW).unwrap();
+                    model.device(0, SID).write(iova, &vec![7; len as usize]).unwrap();
+                    domain.unmap(iova, len).unwrap();
+                    model.free_data(data);
+                    assert!(model.device(0, SID).write_u64(Iova(iova.0 + len - PAGE), 1).is_err());
+                }
+            });
+        }
+    });
+    model.report().assert_clean();
 }
 
 #[test]
@@ -352,15 +385,24 @@ fn an_smmu_that_nobody_uses_any_more_aborts_all_traffic_and_reads_no_freed_memor
 
 #[test]
 fn of_more_failures_than_can_be_remembered_none_is_taken_for_success() {
+    const CMDQ_LOG2: u8 = 8;
+    const CMDQ_WRAP: u32 = (2 << CMDQ_LOG2) - 1;
     let model = Model::new(ModelConfig::default());
     let armed = Arc::new(AtomicBool::new(false));
     let (ram, arm) = (model.clone(), armed.clone());
+    let rung = AtomicU32::new(0);
     let (iommu, mmio) = spy(&model, move |offset, prod| {
-        if offset == offset::CMDQ_PROD && arm.load(Ordering::SeqCst) {
-            damage_last_command(&ram, prod);
+        if offset == offset::CMDQ_PROD {
+            let mut at = rung.swap(prod, Ordering::SeqCst);
+            // One doorbell may be for several unmaps, of a TLBI and a CMD_SYNC each.
+            while arm.load(Ordering::SeqCst) && at != prod {
+                at = (at + 2) & CMDQ_WRAP;
+                damage_last_command(&ram, at);
+            }
         }
     });
-    let smmu = iommu.add_smmu(mmio, SmmuOptions { timeout_ns: 2_000_000_000, ..quick() }).unwrap();
+    let options = SmmuOptions { timeout_ns: 2_000_000_000, cmdq_log2: CMDQ_LOG2, ..quick() };
+    let smmu = iommu.add_smmu(mmio, options).unwrap();
     let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
     let domain = iommu.paging_domain(Stage::S1, Default::default()).unwrap();
     device.attach(&domain).unwrap();

@@ -24,7 +24,7 @@ struct Process {
 impl Process {
     fn new(rig: &Rig) -> Process {
         let (tables, page) = (rig.model.alloc_data(3).unwrap(), rig.page());
-        let geometry = Geometry { granule: Granule::K4, input_bits: 39, output_size: AddrSize::B48 };
+        let geometry = Geometry { output_size: AddrSize::B48, ..Geometry::default() };
         let at = |n: u64| PhysAddr(tables.addr().0 + n * PAGE);
         (0..3 * 512).for_each(|word| assert!(rig.model.write_u64(PhysAddr(tables.addr().0 + 8 * word), 0)));
         rig.model.write_u64(at(0), Desc::table(at(1)).0);

@@ -12,7 +12,7 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use smmuv3_bench::{Curve, Effort, Figure, Results, unmap};
+use smmuv3_bench::{Curve, Effort, Figure, Results, array, queue, section, table, unmap};
 
 /// What is measured.
 #[derive(Args)]
@@ -53,7 +53,20 @@ const MEASUREMENTS: &[Measurement] = &[
     ("unmap: gathered", unmap::gathered),
     ("unmap: attach", unmap::attach),
     ("unmap: ATC pages", |_| unmap::atc_pages()),
+    ("read section", |effort| section::figures(effort).into()),
+    ("array", |effort| array::figures(effort).into()),
+    ("command queue", |effort| queue::figures(effort).into()),
+    ("table", |effort| table::figures(effort).into()),
+    ("instructions", |_| instructions()),
 ];
+
+/// Counted by running this program again, under callgrind.
+fn instructions() -> Results {
+    let Ok(program) = std::env::current_exe() else { return Results::default() };
+    let (figures, missing) = smmuv3_bench::instructions::figures(&program);
+    missing.iter().for_each(|missing| eprintln!("smmuv3-lab: left out: {missing}"));
+    figures.into()
+}
 
 /// The JSON.
 #[derive(Serialize)]

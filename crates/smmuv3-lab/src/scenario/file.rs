@@ -92,6 +92,17 @@ pub(super) struct Domain {
     pub granule: Granule,
     pub input_bits: Option<u8>,
     pub output_bits: Option<Spanned<u8>>,
+    #[serde(default)]
+    pub cover: Cover,
+}
+
+/// How closely an invalidation follows its range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Cover {
+    #[default]
+    Few,
+    Exact,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -308,6 +319,10 @@ impl Domain {
             granule: self.granule.into(),
             input_bits: self.input_bits.unwrap_or(base.input_bits),
             output_size: self.output_bits.as_ref().map_or(base.output_size, |bits| address_size(*bits.get_ref())),
+            cover: match self.cover {
+                Cover::Few => smmuv3::Cover::Few,
+                Cover::Exact => smmuv3::Cover::Exact,
+            },
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 
-use smmuv3::arch::{AddrSize, Cd, Granule, MAIR, Prot, RawSte};
+use smmuv3::arch::{AddrSize, Cd, MAIR, Prot, RawSte};
 use smmuv3::platform::PhysAddr;
 use smmuv3::{
     DeviceConfig, Geometry, Iommu, NestedDomain, PagingDomain, SmmuHandle, SmmuOptions, SvaDomain, SvaTable, VSmmu,
@@ -214,7 +214,7 @@ impl<'f, H: Hardware> Rig<'f, H> {
 fn guest_stage1<H: Hardware>(nested: &Nested, memory: &mut Foreign<'_, H>) -> Result<(u64, Table), String> {
     let context = memory.table_page()?;
     let mut table = Table::new(GUEST_INPUT_BITS, memory)?;
-    let geometry = Geometry { granule: Granule::K4, input_bits: GUEST_INPUT_BITS, output_size: GUEST_OUTPUT };
+    let geometry = Geometry { input_bits: GUEST_INPUT_BITS, output_size: GUEST_OUTPUT, ..Geometry::default() };
     let cd = Cd {
         t0sz: 64 - geometry.input_bits,
         granule: geometry.granule,

@@ -85,6 +85,9 @@ impl Platform for Host {
 }
 
 impl Mmio for Registers {
+    fn size(&self) -> usize {
+        self.0.size()
+    }
     fn read32(&self, offset: usize) -> u32 {
         let value = self.0.read32(offset);
         context::point();

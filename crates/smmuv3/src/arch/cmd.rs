@@ -165,7 +165,7 @@ pub enum Command {
 }
 
 /// Opcodes (§4.1.1).
-mod op {
+pub(crate) mod op {
     pub(super) const PREFETCH_CONFIG: u8 = 0x01;
     pub(super) const CFGI_STE: u8 = 0x03;
     pub(super) const CFGI_STE_RANGE: u8 = 0x04;
@@ -181,11 +181,11 @@ mod op {
     pub(super) const TLBI_S12_VMALL: u8 = 0x28;
     pub(super) const TLBI_S2_IPA: u8 = 0x2a;
     pub(super) const TLBI_NSNH_ALL: u8 = 0x30;
-    pub(super) const ATC_INV: u8 = 0x40;
+    pub(crate) const ATC_INV: u8 = 0x40;
     pub(super) const PRI_RESP: u8 = 0x41;
     pub(super) const RESUME: u8 = 0x44;
     pub(super) const STALL_TERM: u8 = 0x45;
-    pub(super) const SYNC: u8 = 0x46;
+    pub(crate) const SYNC: u8 = 0x46;
 }
 
 /// The 16 bytes of a command as two little-endian words.
@@ -219,6 +219,7 @@ pub enum IllegalCommand {
 impl Command {
     /// The 16 bytes for the queue. Address bits 11:0 have no place in a command and are dropped; so are bits of `num`,
     /// `scale`, `ssid` and the like above the width of their field.
+    #[inline]
     pub fn encode(&self) -> RawCommand {
         let w = |opcode| Word0::default().with_opcode(opcode);
         let stream = |opcode, sid| w(opcode).with_sid(sid);

@@ -17,6 +17,7 @@ mod geometry;
 mod ste;
 
 pub use cd::{BadCd, Cd, L1Cd, RawCd};
+pub(crate) use cmd::op;
 pub use cmd::{ATC_INV_ALL, Command, IllegalCommand, RawCommand, SyncSignal, TlbiAddr, TlbiRange};
 pub use desc::{Desc, DescKind, MAIR, Prot, Stage};
 pub use event::{Access, Class, Event, FaultStage, Fetch, Ipa, RawEvent, Rights, Stream, TranslationFault};

@@ -1,6 +1,6 @@
 //! Registers: offsets and bit-fields (IHI 0070 §6.2, §6.3). Non-secure programming interface.
 
-use arbitrary_int::{u2, u3, u4, u5, u6, u7, u20};
+use arbitrary_int::{u2, u3, u4, u5, u6, u7, u20, u40};
 use bitbybit::bitfield;
 
 /// Offsets in bytes from the base of register page 0.
@@ -33,11 +33,37 @@ pub mod offset {
     pub const EVENTQ_BASE: usize = 0xa0;
     pub const EVENTQ_IRQ_CFG0: usize = 0xb0;
     pub const PRIQ_BASE: usize = 0xc0;
+    pub const IDR6: usize = 0x190;
     /// In page 1.
     pub const EVENTQ_PROD: usize = 0x1_00a8;
     /// In page 1.
     pub const EVENTQ_CONS: usize = 0x1_00ac;
+
+    /// `SMMU_CMDQ_CONTROL_PAGE_BASE<n>`
+    pub const fn cmdq_control_page_base(n: usize) -> usize {
+        0x4000 + 32 * n
+    }
+
+    /// `SMMU_CMDQ_CONTROL_PAGE_CFG<n>`
+    pub const fn cmdq_control_page_cfg(n: usize) -> usize {
+        0x4008 + 32 * n
+    }
+
+    /// `SMMU_CMDQ_CONTROL_PAGE_STATUS<n>`
+    pub const fn cmdq_control_page_status(n: usize) -> usize {
+        0x400c + 32 * n
+    }
+
+    /// From the start of the queue's registers, which [`Idr6::queue`](super::Idr6::queue) gives.
+    pub const ECMDQ_BASE: usize = 0x0;
+    /// As above.
+    pub const ECMDQ_PROD: usize = 0x8;
+    /// As above.
+    pub const ECMDQ_CONS: usize = 0xc;
 }
+
+/// Bytes of a Command queue control page (§6.2.5).
+pub const CMDQ_CONTROL_PAGE_SIZE: usize = 0x1_0000;
 
 /// `SMMU_IDR0` (§6.3.1).
 #[bitfield(u32, debug)]
@@ -183,6 +209,39 @@ pub struct Idr5 {
     /// Input address size: 0 is 48 bits, 1 is 52 bits.
     #[bits(10..=11, rw)]
     vax: u2,
+}
+
+/// `SMMU_IDR6` (§6.3.45): how many Enhanced Command queues there are. Zero where `IDR1.ECMDQ` is 0.
+#[bitfield(u32, debug)]
+pub struct Idr6 {
+    /// log2 of the queues in a control page, at most 8.
+    #[bits(16..=19, rw)]
+    cmdq_control_page_log2numq: u4,
+    /// log2 of the control pages, at most 8.
+    #[bits(24..=27, rw)]
+    cmdq_control_page_log2nump: u4,
+}
+
+impl Idr6 {
+    /// How many control pages there are: 1 to 256.
+    pub const fn pages(self) -> usize {
+        1 << limited(self.cmdq_control_page_log2nump().value())
+    }
+
+    /// How many queues each of them has: 1 to 256.
+    pub const fn queues_per_page(self) -> usize {
+        1 << limited(self.cmdq_control_page_log2numq().value())
+    }
+
+    /// Where the registers of queue `n` start, from the start of its control page: queues are spread evenly (§6.2.5).
+    pub const fn queue(self, n: usize) -> usize {
+        n * (CMDQ_CONTROL_PAGE_SIZE / self.queues_per_page())
+    }
+}
+
+/// The largest value that `IDR6` may have is 8.
+const fn limited(log2: u8) -> u8 {
+    if log2 > 8 { 8 } else { log2 }
 }
 
 /// `SMMU_AIDR` (§6.3.8): the architecture is SMMUv`major + 3`.`minor`.
@@ -344,10 +403,62 @@ pub struct CmdqCons {
     err: u7,
 }
 
+/// `SMMU_CMDQ_CONTROL_PAGE_BASE<n>` (§6.3.49). `CFG<n>.EN` and `STATUS<n>.ENACK`, bit 0 each, are always 1 (§6.3.50, §6.3.51).
+#[bitfield(u64, debug)]
+pub struct CmdqControlPageBase {
+    /// The queues are registers of the SMMU: always 1.
+    #[bit(0, rw)]
+    cmdq_control_page_preset: bool,
+    /// Size of the page: 1 is 64 KiB, and there are no others.
+    #[bits(1..=2, rw)]
+    cmdqgs: u2,
+    /// Bits 55:16 of the offset of the page from register page 0.
+    #[bits(16..=55, rw)]
+    addr: u40,
+}
+
+impl CmdqControlPageBase {
+    /// The offset of the page from register page 0, in bytes.
+    pub const fn offset(self) -> u64 {
+        self.addr().value() << 16
+    }
+}
+
+/// `SMMU_ECMDQ_PROD<n>` (§6.3.108). While EN and ENACK differ it cannot be written.
+#[bitfield(u32, debug, default = 0)]
+pub struct EcmdqProd {
+    /// Index and wrap bit of the next command to write.
+    #[bits(0..=19, rw)]
+    wr: u20,
+    /// Acknowledges an error: made equal to `ECMDQ_CONS.ERR`.
+    #[bit(23, rw)]
+    errack: bool,
+    /// The queue is enabled; `ECMDQ_CONS.ENACK` follows.
+    #[bit(31, rw)]
+    en: bool,
+}
+
+/// `SMMU_ECMDQ_CONS<n>` (§6.3.109).
+#[bitfield(u32, debug, default = 0)]
+pub struct EcmdqCons {
+    /// Index and wrap bit of the next command to consume.
+    #[bits(0..=19, rw)]
+    rd: u20,
+    /// Toggled by an error: one is active while it differs from `ECMDQ_PROD.ERRACK`, and the queue stands still.
+    #[bit(23, rw)]
+    err: bool,
+    /// Why, as [`CmdqError`]. Means nothing while no error is active.
+    #[bits(24..=26, rw)]
+    err_reason: u3,
+    /// The queue is enabled.
+    #[bit(31, rw)]
+    enack: bool,
+}
+
 /// Bit 31 of `SMMU_EVENTQ_PROD` (OVFLG) and `SMMU_EVENTQ_CONS` (OVACKFLG): they differ after an overflow (§7.4).
 pub const EVENTQ_OVERFLOW: u32 = 1 << 31;
 
-/// Why a command was not executed: `SMMU_CMDQ_CONS.ERR` (§4.1.3, §7.1).
+/// Why a command was not executed: `SMMU_CMDQ_CONS.ERR` (§4.1.3, §7.1), `SMMU_ECMDQ_CONS.ERR_REASON`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CmdqError {
     /// `CERROR_NONE`: no error is recorded.
@@ -371,6 +482,12 @@ impl From<u7> for CmdqError {
             3 => CmdqError::AtcInvSync,
             other => CmdqError::Unknown(other),
         }
+    }
+}
+
+impl From<u3> for CmdqError {
+    fn from(code: u3) -> Self {
+        CmdqError::from(u7::new(code.value()))
     }
 }
 

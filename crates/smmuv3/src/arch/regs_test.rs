@@ -50,6 +50,17 @@ fn offsets_are_those_of_the_memory_map() {
         ("EVENTQ_BASE", offset::EVENTQ_BASE, 0x00a0),
         ("EVENTQ_IRQ_CFG0", offset::EVENTQ_IRQ_CFG0, 0x00b0),
         ("PRIQ_BASE", offset::PRIQ_BASE, 0x00c0),
+        ("IDR6", offset::IDR6, 0x0190),
+        ("CMDQ_CONTROL_PAGE_BASE0", offset::cmdq_control_page_base(0), 0x4000),
+        ("CMDQ_CONTROL_PAGE_CFG0", offset::cmdq_control_page_cfg(0), 0x4008),
+        ("CMDQ_CONTROL_PAGE_STATUS0", offset::cmdq_control_page_status(0), 0x400c),
+        ("CMDQ_CONTROL_PAGE_BASE255", offset::cmdq_control_page_base(255), 0x5fe0),
+        ("CMDQ_CONTROL_PAGE_CFG255", offset::cmdq_control_page_cfg(255), 0x5fe8),
+        ("CMDQ_CONTROL_PAGE_STATUS255", offset::cmdq_control_page_status(255), 0x5fec),
+        // From the start of a queue's registers.
+        ("ECMDQ_BASE", offset::ECMDQ_BASE, 0x00),
+        ("ECMDQ_PROD", offset::ECMDQ_PROD, 0x08),
+        ("ECMDQ_CONS", offset::ECMDQ_CONS, 0x0c),
         // Page 1 is at 0x10000.
         ("EVENTQ_PROD", offset::EVENTQ_PROD, 0x1_00a8),
         ("EVENTQ_CONS", offset::EVENTQ_CONS, 0x1_00ac),
@@ -183,6 +194,30 @@ fn control_registers_have_their_fields_where_the_specification_puts_them() {
             ("FMT", 17, 16, |r| r.fmt().into()),
         ],
     );
+    check(
+        Idr6::new_with_raw_value,
+        &[
+            ("CMDQ_CONTROL_PAGE_LOG2NUMQ", 19, 16, |r| r.cmdq_control_page_log2numq().into()),
+            ("CMDQ_CONTROL_PAGE_LOG2NUMP", 27, 24, |r| r.cmdq_control_page_log2nump().into()),
+        ],
+    );
+    check(
+        EcmdqProd::new_with_raw_value,
+        &[
+            ("WR", 19, 0, |r| r.wr().into()),
+            ("ERRACK", 23, 23, |r| r.errack().into()),
+            ("EN", 31, 31, |r| r.en().into()),
+        ],
+    );
+    check(
+        EcmdqCons::new_with_raw_value,
+        &[
+            ("RD", 19, 0, |r| r.rd().into()),
+            ("ERR", 23, 23, |r| r.err().into()),
+            ("ERR_REASON", 26, 24, |r| r.err_reason().into()),
+            ("ENACK", 31, 31, |r| r.enack().into()),
+        ],
+    );
     check(CmdqCons::new_with_raw_value, &[("RD", 19, 0, |r| r.rd().into()), ("ERR", 30, 24, |r| r.err().into())]);
 }
 
@@ -203,6 +238,9 @@ fn what_is_written_lands_in_the_bits_that_are_read() {
         (cr2.with_ptm(true).raw_value(), 4),
         (Gbpa::default().with_update(true).with_abort(true).with_shcfg(u2::new(1)).raw_value(), 0x8010_1000),
         (IrqCtrl::default().with_gerror_irqen(true).with_eventq_irqen(true).raw_value(), 5),
+        (EcmdqProd::default().with_wr(u20::new(0x12345)).with_errack(true).raw_value(), 0x0081_2345),
+        (EcmdqProd::default().with_en(true).raw_value(), 0x8000_0000),
+        (EcmdqCons::default().with_rd(u20::new(0x12345)).with_err(true).raw_value(), 0x0081_2345),
         (
             StrtabBaseCfg::default().with_log2size(u6::new(20)).with_split(u5::new(8)).with_fmt(u2::new(1)).raw_value(),
             0x0001_0214,
@@ -243,6 +281,29 @@ fn base_registers_have_their_fields_where_the_specification_puts_them() {
 }
 
 #[test]
+fn control_pages_and_their_queues_are_where_the_specification_puts_them() {
+    // ADDR 55:16, CMDQGS 2:1, CMDQ_CONTROL_PAGE_PRESET 0.
+    let base = CmdqControlPageBase::new_with_raw_value(0x00ab_cdef_1234_0003);
+    assert_eq!(
+        (base.offset(), base.cmdqgs().value(), base.cmdq_control_page_preset()),
+        (0x00ab_cdef_1234_0000, 1, true)
+    );
+    let all = CmdqControlPageBase::new_with_raw_value(u64::MAX);
+    assert_eq!((all.offset(), all.cmdqgs().value()), (0x00ff_ffff_ffff_0000, 3));
+    assert!(!CmdqControlPageBase::new_with_raw_value(!1).cmdq_control_page_preset());
+    assert_eq!(CMDQ_CONTROL_PAGE_SIZE, 0x1_0000);
+    // The specification's own example: 128 queues are 512 bytes apart.
+    let idr6 = Idr6::new_with_raw_value(0x0307_0000);
+    assert_eq!((idr6.pages(), idr6.queues_per_page(), idr6.queue(0), idr6.queue(3)), (8, 128, 0, 0x600));
+    for (numq, apart) in [(0, 0x1_0000), (1, 0x8000), (8, 0x100)] {
+        assert_eq!(Idr6::new_with_raw_value(numq << 16).queue(1), apart);
+    }
+    // More than the maximum is never believed.
+    assert_eq!(Idr6::new_with_raw_value(0x0f0f_0000).pages(), 256);
+    assert_eq!(Idr6::new_with_raw_value(0x0f0f_0000).queues_per_page(), 256);
+}
+
+#[test]
 fn command_errors_have_the_codes_of_the_specification() {
     for (code, error) in [
         (0, CmdqError::None),
@@ -253,5 +314,8 @@ fn command_errors_have_the_codes_of_the_specification() {
         (0x7f, CmdqError::Unknown(0x7f)),
     ] {
         assert_eq!(CmdqError::from(CmdqCons::new_with_raw_value(code << 24).err()), error);
+        if code < 8 {
+            assert_eq!(CmdqError::from(EcmdqCons::new_with_raw_value(code << 24).err_reason()), error);
+        }
     }
 }

@@ -206,7 +206,9 @@ impl<P: Platform> SvaDomain<P> {
         let last = len.checked_sub(1).map(|more| iova.0.saturating_add(more));
         let spans = last.map(|last| [Span { first, last: last | (granule.size() - 1), stride: granule.size(), leaf }]);
         let change = match &spans {
-            Some(spans @ [span]) if span.last < sva.shape.input_end() => Change::Spans { granule, spans },
+            Some(spans @ [span]) if span.last < sva.shape.input_end() => {
+                Change::Spans { granule, cover: sva.table.geometry.cover, spans }
+            }
             _ => Change::Everything,
         };
         invalidate(&sva.fleet, &sva.invs, &change).map(|_| ())

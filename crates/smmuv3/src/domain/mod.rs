@@ -17,7 +17,7 @@ mod vsmmu;
 pub(crate) use nested::{GuestSte, Nested, stage2_of};
 pub use nested::{GuestSteError, NestedDomain};
 pub(crate) use paging::Paging;
-pub use paging::{DomainError, Geometry, PagingDomain};
+pub use paging::{Cover, DomainError, Geometry, PagingDomain};
 pub(crate) use sva::Sva;
 pub use sva::{SvaDomain, SvaTable};
 pub(crate) use vsmmu::VSmmuInner;

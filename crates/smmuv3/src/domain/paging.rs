@@ -11,7 +11,7 @@ use crate::platform::Platform;
 use crate::shared::Shared;
 use crate::smmu::Fleet;
 
-/// The size and granule of a translation table.
+/// The size and granule of a translation table, and how its changes are invalidated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     /// The size of pages and tables. Default 4 KiB.
@@ -20,12 +20,26 @@ pub struct Geometry {
     pub input_bits: u8,
     /// The size of the addresses that are mapped to. Default 44 bits; a domain attaches only to SMMUs that have as many.
     pub output_size: AddrSize,
+    /// How closely an invalidation follows the range that changed. Default: with few commands.
+    pub cover: Cover,
 }
 
 impl Default for Geometry {
     fn default() -> Self {
-        Geometry { granule: Granule::K4, input_bits: 39, output_size: AddrSize::from_code(4) }
+        Geometry { granule: Granule::K4, input_bits: 39, output_size: AddrSize::from_code(4), cover: Cover::Few }
     }
+}
+
+/// How closely the invalidation of a range follows the range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Cover {
+    /// Few commands: one TLBI for each tag, which covers less than 1/16 too much; one or two ATC_INVs for each ATC, which together cover less
+    /// than twice the range.
+    #[default]
+    Few,
+    /// Nothing but the range: up to 8 TLBIs for each tag, and up to `2 log2(n)` ATC_INVs for each ATC, of a range of n pages, or of n smallest translation
+    /// units where those are larger. For devices that need long to fill their ATC again.
+    Exact,
 }
 
 /// Why there is no such domain.
@@ -57,6 +71,7 @@ pub(crate) struct Paging<P: Platform> {
     pub(crate) table: PageTable<P>,
     /// Replaced and unref'd only under the attach mutex.
     pub(crate) invs: Invs<P>,
+    pub(crate) cover: Cover,
     /// An invalidation failed: what the TLBs hold need not be what the table had last.
     pub(crate) in_doubt: AtomicBool,
 }
@@ -73,7 +88,8 @@ impl<P: Platform> PagingDomain<P> {
         let table = PageTable::new(&fleet.platform, shape).ok_or(DomainError::NoMemory)?;
         let invs = Invs::try_new(fleet.rcu.clone()).map_err(no_memory)?;
         let in_doubt = AtomicBool::new(false);
-        Ok(PagingDomain(Shared::try_new(Paging { fleet: fleet.clone(), table, invs, in_doubt }).map_err(no_memory)?))
+        let paging = Paging { fleet: fleet.clone(), table, invs, cover: geometry.cover, in_doubt };
+        Ok(PagingDomain(Shared::try_new(paging).map_err(no_memory)?))
     }
 
     /// The stage that the table is for.

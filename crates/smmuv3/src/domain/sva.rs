@@ -19,7 +19,7 @@ use super::Geometry;
 pub struct SvaTable {
     /// `TTB0`: the start table, aligned as the architecture demands.
     pub root: PhysAddr,
-    /// Its granule, input bits and output size.
+    /// Its granule, input bits and output size, and how its changes are invalidated.
     pub geometry: Geometry,
     /// `MAIR`: the eight memory attributes that its descriptors index.
     pub mair: u64,
@@ -45,7 +45,7 @@ pub(crate) struct Sva<P: Platform> {
 
 impl<P: Platform> SvaDomain<P> {
     pub(crate) fn new(fleet: &Shared<Fleet<P>>, table: SvaTable) -> Result<Self, DomainError> {
-        let Geometry { granule, input_bits, output_size } = table.geometry;
+        let Geometry { granule, input_bits, output_size, .. } = table.geometry;
         let shape = Shape::new(Stage::S1, granule, input_bits, output_size)?;
         let no_memory = |_| DomainError::NoMemory;
         let invs = Invs::try_new(fleet.rcu.clone()).map_err(no_memory)?;

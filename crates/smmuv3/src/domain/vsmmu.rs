@@ -185,7 +185,7 @@ impl<P: Platform> VSmmu<P> {
     /// Allowed are TLBI_NH_ALL, TLBI_NH_ASID, TLBI_NH_VA, TLBI_NH_VAA, TLBI_NSNH_ALL, ATC_INV, CFGI_CD, CFGI_CD_ALL and CMD_SYNC without a signal.
     /// They reach this vSMMU's VMID and the StreamIDs mapped into it, and nothing else.
     pub fn invalidate(&self, commands: &[RawCommand]) -> Result<(), GuestCommandError> {
-        // A guest holds the queue for this many commands at a time.
+        // A guest has no more commands than this in the queue at a time.
         const BATCH: usize = 32;
         for (batch, start) in commands.chunks(BATCH).zip((0..).step_by(BATCH)) {
             self.0.invalidate_some(batch, start)?;

@@ -1,14 +1,14 @@
 //! The parts of an unmap, to put together otherwise.
 
-use crate::arch::Command;
-use crate::domain::PagingDomain;
+use crate::arch::RawCommand;
+use crate::domain::{Cover, PagingDomain};
 use crate::invalidate::{Change, Gathered, Span, UnmapError, push_commands};
-use crate::invs::Key;
+use crate::invs::{Key, Run};
 use crate::iommu::SmmuHandle;
 use crate::platform::{Iova, Platform};
-use crate::queue::{QueueError, Ticket};
+use crate::queue::QueueError;
 use crate::shared::Shared;
-use crate::smmu::Smmu;
+use crate::smmu::{Smmu, Ticket};
 
 /// The command queue of an SMMU.
 pub struct Port<P: Platform>(Shared<Smmu<P>>);
@@ -29,8 +29,8 @@ impl<P: Platform> Port<P> {
     }
 
     /// Submits commands and a CMD_SYNC.
-    pub fn submit(&self, commands: impl IntoIterator<Item = Command>) -> Result<Submitted, QueueError> {
-        self.0.submit(|queue| commands.into_iter().for_each(|command| queue.push(command))).map(Submitted)
+    pub fn submit(&self, commands: impl IntoIterator<Item = RawCommand>) -> Result<Submitted, QueueError> {
+        self.0.submit(|queue| queue.extend(commands)).map(Submitted)
     }
 
     /// Waits for that.
@@ -39,18 +39,18 @@ impl<P: Platform> Port<P> {
     }
 }
 
-/// Calls `each` with the commands that an entry of an array owes for the pages `first ..= last`, of which only leaves changed.
+/// Adds the commands that entries of one SMMU and one kind owe for the pages `first ..= last`, of which only leaves changed.
 pub fn commands<P: Platform>(
     domain: &PagingDomain<P>,
     port: &Port<P>,
-    key: Key,
+    keys: &[Key],
     (first, last): (u64, u64),
-    each: impl FnMut(Command),
+    commands: &mut impl Extend<RawCommand>,
 ) {
     let granule = domain.granule();
     let spans = [Span { first, last, stride: granule.size(), leaf: true }];
-    let change = Change::Spans { granule, spans: &spans };
-    push_commands(core::iter::once(key), &change, &port.0.features, port.0.ats_stu, each);
+    let change = Change::Spans { granule, cover: Cover::Few, spans: &spans };
+    push_commands(Run::of(keys).into_iter(), &change, &port.0.features, port.0.ats_stu, commands);
 }
 
 /// What was taken out of a domain's table, and is to be invalidated.

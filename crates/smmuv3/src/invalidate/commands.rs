@@ -2,35 +2,36 @@
 
 use super::range::{atc_cover, tlbi_cover};
 use super::spans::Span;
-use crate::arch::{ATC_INV_ALL, Command, Features, Granule, SyncSignal, TlbiAddr};
-use crate::invs::{Key, Kind};
+use crate::arch::{ATC_INV_ALL, Command, Features, Granule, RawCommand, SyncSignal, TlbiAddr};
+use crate::domain::Cover;
+use crate::invs::{Key, Kind, Run};
 
 /// What changed in a translation table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change<'a> {
     /// The descriptors of these ranges.
-    Spans { granule: Granule, spans: &'a [Span] },
+    Spans { granule: Granule, cover: Cover, spans: &'a [Span] },
     /// Anything.
     Everything,
 }
 
-/// Without range invalidation, more commands than this become one for the whole tag.
-const MAX_SINGLE: u64 = 64;
+/// More TLBIs by address than this become one for the whole tag.
+const MAX_TLBIS: usize = 64;
 
-/// Pushes the commands for `keys`, which are sorted and all of one SMMU, with a CMD_SYNC wherever the next kind must wait for the last.
+/// Adds the commands for `runs`, which are in order and all of one SMMU, to `queue`, with a CMD_SYNC wherever the next kind must wait for the last.
 ///
 /// Commands behind a CMD_SYNC do not begin before it completes (IHI 0070 §4.7.3), so the order TLBI, stage 1 clear, ATC_INV needs
 /// no CPU to wait in between. The final CMD_SYNC is the caller's.
-pub(crate) fn push_commands(
-    keys: impl Iterator<Item = Key>,
+pub(crate) fn push_commands<'a>(
+    runs: impl Iterator<Item = Run<'a>>,
     change: &Change<'_>,
     features: &Features,
     ats_stu: u8,
-    mut push: impl FnMut(Command),
+    queue: &mut impl Extend<RawCommand>,
 ) {
     let mut last_phase = None;
-    for key in keys {
-        let phase = match key.kind() {
+    for run in runs {
+        let phase = match run.kind() {
             Kind::S1Asid | Kind::S2Vmid => 0,
             // The VMID's whole flush has it done already.
             Kind::S2VmidS1Clear if *change == Change::Everything => continue,
@@ -38,43 +39,48 @@ pub(crate) fn push_commands(
             Kind::Ats | Kind::AtsFull => 2,
         };
         if last_phase.is_some_and(|last| last != phase) {
-            push(Command::Sync(SyncSignal::None));
+            queue.extend([Command::Sync(SyncSignal::None).encode()]);
         }
         last_phase = Some(phase);
-        push_entry(key, change, features, ats_stu, &mut push);
+        push_run(run, change, features, ats_stu, queue);
     }
 }
 
-fn push_entry(key: Key, change: &Change<'_>, features: &Features, ats_stu: u8, push: &mut impl FnMut(Command)) {
-    match (key.kind(), *change) {
-        (Kind::S1Asid | Kind::S2Vmid, Change::Everything) => push(flush_tag(key)),
-        (Kind::S1Asid | Kind::S2Vmid, Change::Spans { granule, spans }) => {
-            let count = |span: &Span| (span.last - span.first) / span.stride.max(granule.size()) + 1;
-            let singles = spans.iter().fold(0u64, |sum, span| sum.saturating_add(count(span)));
-            if !features.range_inv && singles > MAX_SINGLE {
-                return push(flush_tag(key));
+fn push_run(run: Run<'_>, change: &Change<'_>, features: &Features, ats_stu: u8, queue: &mut impl Extend<RawCommand>) {
+    // What all entries of the run have in common.
+    let any = Key::new(0, run.kind(), 0, 0);
+    let mut push = |command| push_for_each(run, command, queue);
+    match (run.kind(), *change) {
+        (Kind::S1Asid | Kind::S2Vmid, Change::Everything) => push(flush_tag(any)),
+        (Kind::S1Asid | Kind::S2Vmid, Change::Spans { granule, cover, spans }) => {
+            let addrs = || spans.iter().flat_map(|span| tlbi_cover(span, granule, cover, features.range_inv));
+            if addrs().nth(MAX_TLBIS).is_some() {
+                return push(flush_tag(any));
             }
-            for span in spans {
-                let Span { first, last, stride, leaf } = *span;
-                if features.range_inv {
-                    let granules = ((last - first) >> granule.shift()) + 1;
-                    push(tlbi(key, TlbiAddr { addr: first, leaf, range: tlbi_cover(granules, granule) }));
-                    continue;
-                }
-                for index in 0..count(span) {
-                    let addr = first + index * stride.max(granule.size());
-                    push(tlbi(key, TlbiAddr { addr, leaf, range: None }));
-                }
-            }
+            addrs().for_each(|addr| push(tlbi(any, addr)));
         }
+        (Kind::S2VmidS1Clear, _) => push(Command::TlbiNhAll { vmid: 0 }),
+        (Kind::Ats, Change::Spans { cover, spans, .. }) => {
+            let spans = spans.iter().flat_map(|span| atc_cover(span.first, span.last, ats_stu, cover));
+            spans.for_each(|(addr, size)| push(atc_inv(any, addr, size)));
+        }
+        (Kind::Ats, Change::Everything) | (Kind::AtsFull, _) => push(flush_atc(any)),
+    }
+}
+
+/// Adds a command for each entry of a run. It is encoded once: from entry to entry only the id differs, which in `command` is zero.
+fn push_for_each(run: Run<'_>, command: Command, queue: &mut impl Extend<RawCommand>) {
+    let RawCommand([word0, word1]) = command.encode();
+    match run.kind() {
         // ASIDs and VMIDs have 16 bits; an entry's id came from one.
-        (Kind::S2VmidS1Clear, _) => push(Command::TlbiNhAll { vmid: key.id() as u16 }),
-        (Kind::Ats, Change::Spans { spans, .. }) => {
-            for (addr, size) in spans.iter().flat_map(|span| atc_cover(span.first, span.last, ats_stu)).flatten() {
-                push(atc_inv(key, addr, size));
-            }
+        Kind::S1Asid => run.extend(queue, |key| RawCommand([word0 | u64::from(key.id() as u16) << 48, word1])),
+        Kind::S2Vmid | Kind::S2VmidS1Clear => {
+            run.extend(queue, |key| RawCommand([word0 | u64::from(key.id() as u16) << 32, word1]));
         }
-        (Kind::Ats, Change::Everything) | (Kind::AtsFull, _) => push(flush_atc(key)),
+        Kind::Ats | Kind::AtsFull => run.extend(queue, |key| {
+            let ssv = u64::from(key.ssid() != 0) << 11;
+            RawCommand([word0 | u64::from(key.id()) << 32 | u64::from(key.ssid()) << 12 | ssv, word1])
+        }),
     }
 }
 

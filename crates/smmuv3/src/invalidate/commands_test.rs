@@ -5,6 +5,9 @@ extern crate std;
 use super::*;
 use crate::arch::regs::{Aidr, Idr0, Idr1, Idr3, Idr5};
 use crate::arch::{IdRegs, TlbiRange};
+use crate::invalidate::spans::MAX_SPANS;
+use crate::invs::InvArray;
+use proptest::prelude::*;
 use std::vec::Vec;
 
 fn features(ril: bool) -> Features {
@@ -22,14 +25,18 @@ fn pages(first: u64, count: u64, leaf: bool) -> Change<'static> {
 }
 
 fn spans(spans: &[Span]) -> Change<'static> {
-    Change::Spans { granule: Granule::K4, spans: spans.to_vec().leak() }
+    Change::Spans { granule: Granule::K4, cover: Cover::Few, spans: spans.to_vec().leak() }
+}
+
+fn raw(array: &InvArray, change: Change<'_>, ril: bool, stu: u8) -> Vec<RawCommand> {
+    let mut all = Vec::new();
+    push_commands(array.runs(), &change, &features(ril), stu, &mut all);
+    all
 }
 
 fn commands(keys: &[Key], change: Change<'_>, ril: bool) -> Vec<Command> {
-    assert!(keys.is_sorted());
-    let mut all = Vec::new();
-    push_commands(keys.iter().copied(), &change, &features(ril), 0, |command| all.push(command));
-    all
+    let array = InvArray::empty().merge(keys).unwrap();
+    raw(&array, change, ril, 0).iter().map(|command| command.decode().unwrap()).collect()
 }
 
 const SYNC: Command = Command::Sync(SyncSignal::None);
@@ -121,17 +128,113 @@ fn several_ranges_are_invalidated_kind_by_kind() {
     assert_eq!(commands(&[VMID], spans(&[many(0), many(0x10_0000)]), false), [Command::TlbiS12Vmall { vmid: 9 }]);
 }
 
+/// Also with an entry for the stage 1 of a guest, which knows no ranges.
 #[test]
 fn no_kind_and_no_size_needs_more_commands_than_the_limit() {
     let kinds = [Kind::S1Asid, Kind::S2Vmid, Kind::S2VmidS1Clear, Kind::Ats, Kind::AtsFull];
-    for kind in kinds {
-        for log2 in 0..=36 {
-            for ril in [false, true] {
-                for change in [pages(0, 1 << log2, true), pages(0x7000, 1 << log2, false), Change::Everything] {
-                    let count = commands(&[Key::new(0, kind, 1, 0)], change, ril).len() as u64;
-                    assert!(count <= MAX_SINGLE, "{kind:?} {change:?}: {count} commands");
+    let all = kinds.map(|kind| Key::new(0, kind, 1, 0));
+    for log2 in 0..=36 {
+        let range = |first| Span { first, last: first + (0x1000 << log2) - 1, stride: 0x1000, leaf: true };
+        for (ril, cover) in [(false, Cover::Few), (true, Cover::Few), (false, Cover::Exact), (true, Cover::Exact)] {
+            for spans in [[range(0)].as_slice(), &[range(0x7000)], &[range(0x7000); MAX_SPANS]] {
+                let count =
+                    |keys: &[Key]| commands(keys, Change::Spans { granule: Granule::K4, cover, spans }, ril).len();
+                // Two for each bit of the length of each range.
+                let atc_invs = if cover == Cover::Few { 2 } else { 2 * (log2 + 1) } * spans.len();
+                for key in all {
+                    let most = if key.kind() == Kind::Ats { atc_invs } else { MAX_TLBIS };
+                    assert!((1..=most).contains(&count(&[key])), "{key:?} {ril} {cover:?} {spans:x?}");
                 }
+                // And of all together, with a CMD_SYNC after the TLBIs and after the clear.
+                assert_eq!(count(&all), all.iter().map(|key| count(&[*key])).sum::<usize>() + 2);
             }
         }
+    }
+    assert_eq!(commands(&all, Change::Everything, true).len(), 5);
+}
+
+/// The commands of one entry, in their typed form.
+fn typed(key: Key, change: &Change<'_>, ril: bool, stu: u8) -> Vec<Command> {
+    let tag = key.id() as u16;
+    let tlbi = |addr| match key.kind() {
+        Kind::S1Asid => Command::TlbiNhVa { vmid: 0, asid: tag, addr },
+        _ => Command::TlbiS2Ipa { vmid: tag, addr },
+    };
+    let whole = match key.kind() {
+        Kind::S1Asid => Command::TlbiNhAsid { vmid: 0, asid: tag },
+        _ => Command::TlbiS12Vmall { vmid: tag },
+    };
+    let ssid = (key.ssid() != 0).then_some(key.ssid());
+    let atc = |(addr, size)| Command::AtcInv { sid: key.id(), ssid, global: false, addr, size };
+    match (key.kind(), *change) {
+        (Kind::S1Asid | Kind::S2Vmid, Change::Everything) => [whole].into(),
+        (Kind::S1Asid | Kind::S2Vmid, Change::Spans { granule, cover, spans }) => {
+            let of_span = |span: &Span| tlbi_cover(span, granule, cover, ril).take(MAX_TLBIS + 1);
+            let addrs: Vec<TlbiAddr> = spans.iter().flat_map(of_span).collect();
+            if addrs.len() > MAX_TLBIS { [whole].into() } else { addrs.into_iter().map(tlbi).collect() }
+        }
+        (Kind::S2VmidS1Clear, Change::Everything) => [].into(),
+        (Kind::S2VmidS1Clear, _) => [Command::TlbiNhAll { vmid: tag }].into(),
+        (Kind::Ats, Change::Spans { cover, spans, .. }) => {
+            spans.iter().flat_map(|span| atc_cover(span.first, span.last, stu, cover)).map(atc).collect()
+        }
+        (Kind::Ats, Change::Everything) | (Kind::AtsFull, _) => [atc((0, ATC_INV_ALL))].into(),
+    }
+}
+
+fn any_key() -> impl Strategy<Value = Key> {
+    const KINDS: [Kind; 5] = [Kind::S1Asid, Kind::S2Vmid, Kind::S2VmidS1Clear, Kind::Ats, Kind::AtsFull];
+    let id = prop_oneof![0..4u32, any::<u32>()];
+    let ssid = prop_oneof![Just(0), 0..4u32, 0..1u32 << 20];
+    (prop::sample::select(&KINDS[..]), id, ssid).prop_map(|(kind, id, ssid)| match kind {
+        Kind::Ats => Key::new(0, kind, id, ssid),
+        Kind::AtsFull => Key::new(0, kind, id, 0),
+        _ => Key::new(0, kind, id & 0xffff, 0),
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_words_are_those_of_the_typed_commands_kind_by_kind(
+        keys in prop::collection::btree_set(any_key(), 1..40),
+        trash in any::<u64>(),
+        granule in prop::sample::select(&[Granule::K4, Granule::K16, Granule::K64][..]),
+        spans in prop::collection::vec((any::<u64>(), any::<u64>(), 0..64u32, 0..20u32, any::<bool>()), 0..5),
+        ril in any::<bool>(),
+        cover in prop::sample::select(&[Cover::Few, Cover::Exact][..]),
+        stu in 0..5u8,
+    ) {
+        let keys: Vec<Key> = keys.into_iter().collect();
+        let array = InvArray::empty().merge(&keys).unwrap();
+        // Most arrays have no trash.
+        let is_trash = |at: usize| trash & 3 == 0 && trash >> (at % 64) & 1 == 1;
+        let (mut live, mut gone) = (Vec::new(), Vec::new());
+        keys.iter().enumerate().for_each(|(at, key)| if is_trash(at) { gone.push(*key) } else { live.push(*key) });
+        array.unref(&gone, |_| {}).unwrap();
+        let spans: Vec<Span> = spans.into_iter().map(|(first, len, shift, stride, leaf)| {
+            let first = first & !(granule.size() - 1);
+            let last = first.saturating_add(len >> shift) | (granule.size() - 1);
+            Span { first, last, stride: granule.size() << stride, leaf }
+        }).collect();
+        let change = if spans.is_empty() { Change::Everything } else { Change::Spans { granule, cover, spans: &spans } };
+        // In one section all orders do the same.
+        let sync = SYNC.encode();
+        let section = |commands: &[RawCommand]| {
+            let mut words: Vec<[u64; 2]> = commands.iter().map(|command| command.0).collect();
+            words.sort();
+            words
+        };
+        let sections: Vec<_> = raw(&array, change, ril, stu).split(|command| *command == sync).map(section).collect();
+        let phases: [&[Kind]; 3] = [&[Kind::S1Asid, Kind::S2Vmid], &[Kind::S2VmidS1Clear], &[Kind::Ats, Kind::AtsFull]];
+        let mut expected: Vec<_> = phases.iter().map(|kinds| {
+            let all = live.iter().filter(|key| kinds.contains(&key.kind()));
+            section(&all.flat_map(|key| typed(*key, &change, ril, stu)).map(|command| command.encode()).collect::<Vec<_>>())
+        }).filter(|section| !section.is_empty()).collect();
+        if expected.is_empty() {
+            expected.push(Vec::new());
+        }
+        prop_assert_eq!(sections, expected);
     }
 }

@@ -22,13 +22,13 @@ use arrayvec::ArrayVec;
 use crate::arch::regs::CmdqError;
 use crate::arch::{Granule, Prot};
 use crate::domain::{Paging, PagingDomain};
-use crate::invs::{InvArray, Invs, Key, Kind};
+use crate::invs::{InvArray, Invs, Key, Kind, Run};
 use crate::pgtable::{MapCause, MapFailure, Unmapped};
 use crate::platform::{Iova, PhysAddr, Platform};
-use crate::queue::{QueueError, Submission, Ticket};
+use crate::queue::{QueueError, Submission};
 use crate::rcu::Reader;
 use crate::shared::Shared;
-use crate::smmu::{Fleet, MAX_SMMUS, Smmu, SmmuId};
+use crate::smmu::{Fleet, MAX_SMMUS, Smmu, SmmuId, Ticket};
 
 /// Why a range can't be mapped or unmapped, whatever is in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -302,7 +302,7 @@ impl<P: Platform> Paging<P> {
         let change = match gathered.spans.as_slice() {
             [] => return Ok(UnmapReport::default()),
             [Span { first: 0, last, .. }] if last + 1 == shape.input_end() => Change::Everything,
-            spans => Change::Spans { granule, spans },
+            spans => Change::Spans { granule, cover: self.cover, spans },
         };
         let result = invalidate(&self.fleet, &self.invs, &change);
         let bytes = gathered.bytes;
@@ -335,38 +335,46 @@ pub(crate) fn invalidate<P: Platform>(
 fn listed<'a, P: Platform>(fleet: &Fleet<P>, section: &'a Reader<'_, InvArray, P>) -> Option<&'a InvArray> {
     // Loading passes barrier (A): the change of the descriptors comes before.
     let array = section.load();
-    if array.live().next().is_none() {
-        // The last device may just have been detached: what it did before comes before what the caller does next, as
-        // behind a CMD_SYNC. litmus: detached
-        fleet.platform.read_barrier();
+    if array.is_empty() {
+        nothing_listed(fleet);
         return None;
     }
     Some(array)
 }
 
+/// The last device may just have been detached: what it did before comes before what the caller does next, as behind a CMD_SYNC.
+#[inline]
+fn nothing_listed<P: Platform>(fleet: &Fleet<P>) {
+    // litmus: detached
+    fleet.platform.read_barrier();
+}
+
 #[inline(never)]
-fn carry_out<P: Platform>(fleet: &Fleet<P>, array: &InvArray, change: &Change) -> Result<u32, InvalidateError> {
-    let mut keys = array.live().map(|(key, _)| key).peekable();
+fn carry_out<P: Platform>(fleet: &Fleet<P>, array: &InvArray, change: &Change<'_>) -> Result<u32, InvalidateError> {
+    let mut runs = array.runs().peekable();
     // Whoever is listed is found here. litmus: fleet-member
     let members = fleet.load();
     let mut result = Ok(());
     let mut tickets: ArrayVec<(&Shared<Smmu<P>>, Ticket), MAX_SMMUS> = ArrayVec::new();
-    while let Some(index) = keys.peek().map(|key: &Key| key.smmu()) {
-        let group = core::iter::from_fn(|| keys.next_if(|key| key.smmu() == index));
+    while let Some(index) = runs.peek().map(|run: &Run<'_>| run.smmu()) {
+        let group = core::iter::from_fn(|| runs.next_if(|run| run.smmu() == index));
         // Entries are made with the index of a member, and members stay while devices are attached.
         let Some(smmu) = members.get(index) else {
             group.for_each(drop);
             continue;
         };
-        let push = |queue: &mut Submission<'_, P>| {
-            push_commands(group, change, &smmu.features, smmu.ats_stu, |command| queue.push(command));
-        };
+        let push = |queue: &mut Submission<'_, P>| push_commands(group, change, &smmu.features, smmu.ats_stu, queue);
         match smmu.submit(push) {
             Ok(ticket) => {
                 let _ = tickets.try_push((smmu, ticket));
             }
             Err(cause) => result = worse(result, Err(InvalidateError { smmu: smmu.id, sid: None, cause })),
         }
+    }
+    if tickets.is_empty() && result.is_ok() {
+        // What was listed has become trash meanwhile.
+        nothing_listed(fleet);
+        return Ok(0);
     }
     // Everything is under way everywhere; now wait for all of it.
     for (smmu, ticket) in tickets {
@@ -433,6 +441,15 @@ mod tests {
         domain.map(Iova(0x1000), PhysAddr(0x1000), 0x1000, Prot::READ).unwrap();
         let before = platform.read_barriers();
         assert_eq!(domain.unmap(Iova(0x1000), 0x1000).unwrap().wait_rounds, 0);
+        assert!(platform.read_barriers() > before);
+    }
+
+    #[test]
+    fn so_is_one_that_meets_the_detach_in_its_walk() {
+        let platform = TestPlatform::new(64);
+        let fleet = Fleet::new(platform.clone()).unwrap();
+        let before = platform.read_barriers();
+        assert_eq!(carry_out(&fleet, &InvArray::empty(), &Change::Everything), Ok(0));
         assert!(platform.read_barriers() > before);
     }
 }

@@ -59,11 +59,26 @@ fn check(array: &InvArray, model: &Multiset) {
     let expected: Vec<_> = model.iter().map(|(key, users)| (*key, *users)).collect();
     assert_eq!(live, expected);
     let (len, trash) = array.counts();
-    assert!(array.entries.is_sorted_by(|a, b| a.key < b.key));
-    assert_eq!(trash, array.entries[..len].iter().filter(|entry| entry.users() == 0).count());
+    let all = array.keys.len();
+    assert!(array.keys.is_sorted_by(|a, b| a < b));
+    assert_eq!((array.users.len(), array.left.len()), (all, all));
+    assert_eq!(trash, (0..len).filter(|at| array.users_now(*at) == 0).count());
     assert_eq!(len - trash, live.len());
-    assert!(len == 0 || array.entries[len - 1].users() > 0, "trash at the end");
-    assert!(array.entries[len..].iter().all(|entry| entry.users() == 0));
+    assert!(len == 0 || array.users_now(len - 1) > 0, "trash at the end");
+    assert!((len..all).all(|at| array.users_now(at) == 0));
+    let changed = array.changed.load(Ordering::Relaxed);
+    let left = |at: usize| array.left[at].load(Ordering::Relaxed) > 0;
+    assert!((0..all).all(|at| !left(at) || changed >> (at >> array.block_log2()) & 1 == 1), "an unmarked change");
+    // The runs hold the same, each of one SMMU and one kind.
+    let mut walked = Vec::new();
+    for run in array.runs() {
+        let before = walked.len();
+        run.extend(&mut walked, |key| key);
+        assert!(walked.len() > before, "an empty run");
+        assert!(walked[before..].iter().all(|key| (key.smmu(), key.kind()) == (run.smmu(), run.kind())));
+    }
+    assert!(walked.iter().eq(live.iter().map(|(key, _)| key)));
+    assert!(array.runs().is_sorted_by(|a, b| (a.smmu(), a.kind()) < (b.smmu(), b.kind())), "a run in two pieces");
 }
 
 fn apply(array: &mut InvArray, model: &mut Multiset, op: Op) {
@@ -73,7 +88,7 @@ fn apply(array: &mut InvArray, model: &mut Multiset, op: Op) {
             let before: Vec<_> = array.live().collect();
             let merged = array.merge(&add).unwrap();
             assert!(array.live().eq(before), "merge changed its base");
-            assert_eq!(merged.counts(), (merged.entries.len(), 0), "merge kept trash");
+            assert_eq!(merged.counts(), (merged.keys.len(), 0), "merge kept trash");
             *array = merged;
             add.into_iter().for_each(|key| *model.entry(key).or_default() += 1);
         }

@@ -37,6 +37,27 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    /// Arrays whose entries share marks of change, block by block.
+    #[test]
+    fn large_arrays_agree_with_a_multiset_too(
+        ids in prop::collection::btree_set(0..1500u32, 1..700),
+        ops in vec(
+            prop_oneof![
+                2 => vec((0..1500u32).prop_map(|id| Key::new(0, Kind::Ats, id, 0)), 0..4).prop_map(Op::Merge),
+                6 => vec(any::<usize>(), 0..4).prop_map(|present| Op::Unref { present, other: std::vec![] }),
+                1 => vec(any::<usize>(), 0..400).prop_map(|present| Op::Unref { present, other: std::vec![] }),
+                2 => Just(Op::Purge),
+            ],
+            1..12,
+        ),
+    ) {
+        let all = ids.into_iter().map(|id| Key::new(0, Kind::Ats, id, 0)).collect();
+        run([Op::Merge(all)].into_iter().chain(ops));
+    }
+}
+
 /// Seeds of the fuzzer: see [`super::model::steps`].
 #[test]
 fn the_fuzzer_s_seeds_agree_with_a_multiset() {

@@ -2,8 +2,6 @@
 
 use core::fmt;
 
-use crate::primitive::{AtomicU32, Ordering};
-
 /// What must be invalidated, in the order in which it must take effect on one SMMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -48,6 +46,11 @@ impl Key {
         }
     }
 
+    /// The SMMU and the kind, in the order of keys.
+    pub(super) const fn group(self) -> u64 {
+        self.0 >> 52
+    }
+
     /// The ASID, VMID or StreamID.
     pub const fn id(self) -> u32 {
         (self.0 >> 20) as u32
@@ -66,28 +69,6 @@ impl fmt::Debug for Key {
             write!(f, " SSID {:#x}", self.ssid())?;
         }
         Ok(())
-    }
-}
-
-/// An entry of the array: a key and the number of attachments that need it. No user is *trash*, which readers skip.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    pub(super) key: Key,
-    pub(super) users: AtomicU32,
-}
-
-// Four to a cache line.
-const _: () = assert!(size_of::<Entry>() == 16);
-
-impl Entry {
-    pub(super) fn new(key: Key, users: u32) -> Self {
-        Entry { key, users: AtomicU32::new(users) }
-    }
-
-    pub(super) fn users(&self) -> u32 {
-        // Relaxed: a reader that misses a last unref invalidates once too often, which harms nobody but a device whose ATS went off; that is
-        // what detach's grace period is for. One that sees it passes a read barrier before it returns. litmus: detached
-        self.users.load(Ordering::Relaxed)
     }
 }
 

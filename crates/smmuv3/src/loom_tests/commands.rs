@@ -1,5 +1,10 @@
 //! The command queue: several producers, an SMMU that consumes.
+//!
+//! Threads that wait do so in turns that loom explores without end if there are three of them: where the SMMU is a thread, one producer waits at a time, and where more wait, whoever rings the doorbell plays the SMMU.
 
+extern crate std;
+
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use loom::thread;
@@ -58,10 +63,10 @@ impl World {
             while cons != prod {
                 let slot = 2 * (cons & mask) as usize;
                 let word = self.platform.words()[slot].load(Ordering::Relaxed);
+                let number = (word >> 48) as usize;
                 match word & 0xff {
                     0x46 => syncs -= 1,
                     0x11 => {
-                        let number = (word >> 48) as usize;
                         if refused == Some(number) {
                             refused = None;
                             fence(Ordering::Release);
@@ -89,53 +94,52 @@ impl World {
     }
 }
 
-/// Each of `producers` is a thread that sends these commands, and waits for them if it `waits`; the SMMU is another.
-fn check(log2: u8, preemptions: Option<usize>, waits: bool, producers: &'static [&'static [usize]]) {
+/// Each of `producers` is a thread that sends these commands. When they are gone, what they have left to those who wait is announced. The SMMU consumes
+/// `meanwhile`, or then.
+fn check(log2: u8, preemptions: Option<usize>, meanwhile: bool, producers: &'static [&'static [usize]]) {
     explore(preemptions, move || {
         let world = World::new(log2);
         let produce = |numbers: &&'static [usize]| {
             let (world, numbers) = (world.clone(), *numbers);
-            thread::spawn(move || {
-                let ticket = world.submit(numbers);
-                if waits {
-                    world.wait(numbers, ticket);
-                }
-                (numbers, ticket)
-            })
+            thread::spawn(move || (numbers, world.submit(numbers)))
         };
         let threads: Vec<_> = producers.iter().map(produce).collect();
-        let seen = world.consume(producers.len() as u32, None);
-        for thread in threads {
-            let (numbers, ticket) = thread.join().unwrap();
+        let smmu = world.clone();
+        let consume = move || smmu.consume(producers.len() as u32, None);
+        let (smmu, consume) = if meanwhile { (Some(thread::spawn(consume)), None) } else { (None, Some(consume)) };
+        let tickets: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        world.queue.announce_rest(&world.registers);
+        let seen = smmu.map(|smmu| smmu.join().unwrap()).or_else(|| consume.map(|consume| consume())).unwrap();
+        for (numbers, ticket) in tickets {
             let ours: Vec<usize> = seen.iter().copied().filter(|number| numbers.contains(number)).collect();
             assert_eq!(ours, numbers, "each command once, and in order");
-            if !waits {
-                world.wait(numbers, ticket);
-            }
+            world.wait(numbers, ticket);
         }
     });
 }
 
 #[test]
 fn commands_of_two_producers_are_carried_out_once_each() {
-    check(2, Some(3), false, &[&[0], &[1]]);
-}
-
-/// Each submission fills the queue, so that the second waits for space, and writes where the first had been; and both wait for their own.
-#[test]
-fn two_producers_take_turns_on_the_smallest_queue() {
-    check(1, Some(2), true, &[&[0], &[1]]);
+    check(2, Some(2), true, &[&[0], &[1]]);
 }
 
 /// More commands than the queue has places, and an odd number, so that the queue wraps in the middle of a submission.
 #[test]
 fn a_submission_may_be_larger_than_the_queue() {
-    check(1, None, true, &[&[0, 1, 2]]);
+    explore(None, || {
+        let world = World::new(1);
+        let producer = thread::spawn({
+            let world = world.clone();
+            move || world.wait(&[0, 1, 2], world.submit(&[0, 1, 2]))
+        });
+        assert_eq!(world.consume(1, None), [0, 1, 2]);
+        producer.join().unwrap();
+    });
 }
 
 #[test]
 fn three_producers_share_a_queue() {
-    check(3, Some(1), false, &[&[0], &[1], &[2]]);
+    check(3, Some(2), false, &[&[0], &[1], &[2]]);
 }
 
 /// A command is carried out and the next refused. `ERR` has the value of an earlier error from the beginning, so that whoever looks may find the error only
@@ -157,5 +161,131 @@ fn a_refused_command_is_told_to_its_owner_alone_and_no_other_is_lost() {
         // The one that was refused is a CMD_SYNC then.
         assert_eq!(world.consume(3, Some(1)), [0]);
         producer.join().unwrap();
+    });
+}
+/// Several wait, for room and for their commands. Every producer's marks are found by the one that rings, with the commands behind them.
+fn check_without_smmu(log2: u8, preemptions: Option<usize>, producers: &'static [&'static [usize]]) {
+    explore(preemptions, move || {
+        let platform = LoomPlatform::weak((2 << log2).max(8));
+        let queue = CommandQueue::new(&platform, log2, u64::MAX).unwrap();
+        let seen = Arc::new(std::sync::Mutex::new((0, Vec::new())));
+        let consume = {
+            let (platform, seen) = (platform.clone(), seen.clone());
+            move |prod: u32| {
+                let (cons, numbers) = &mut *seen.lock().unwrap();
+                while *cons != prod {
+                    let slot = 2 * (*cons & ((1 << log2) - 1)) as usize;
+                    let word = platform.words()[slot].load(Ordering::Relaxed);
+                    match word & 0xff {
+                        0x46 => {}
+                        0x11 => numbers.push((word >> 48) as usize),
+                        other => panic!("opcode {other:#x} in slot {slot}"),
+                    }
+                    *cons = (*cons + 1) & ((2 << log2) - 1);
+                }
+            }
+        };
+        let registers = Registers { consume: Some(Box::new(consume)), ..Registers::default() };
+        let world = Arc::new((queue, registers));
+        let produce = |numbers: &&'static [usize]| {
+            let (world, numbers) = (world.clone(), *numbers);
+            thread::spawn(move || {
+                let (queue, registers) = &*world;
+                let tlbi = |&number: &usize| Command::TlbiNhAsid { vmid: 0, asid: number as u16 };
+                let ticket =
+                    queue.submit(registers, |queue| numbers.iter().map(tlbi).for_each(|command| queue.push(command)));
+                queue.wait(registers, ticket.unwrap()).unwrap();
+                numbers
+            })
+        };
+        let threads: Vec<_> = producers.iter().map(produce).collect();
+        for thread in threads {
+            let numbers = thread.join().unwrap();
+            let (_, seen) = &*seen.lock().unwrap();
+            let ours: Vec<usize> = seen.iter().copied().filter(|number| numbers.contains(number)).collect();
+            assert_eq!(ours, numbers, "each command once, and in order");
+        }
+    });
+}
+
+#[test]
+fn who_rings_the_doorbell_finds_the_commands_of_others_written() {
+    check_without_smmu(3, Some(3), &[&[0], &[1]]);
+}
+
+/// Each submission fills the queue, so that the second waits for room.
+#[test]
+fn two_producers_take_turns_on_the_smallest_queue() {
+    check_without_smmu(1, Some(3), &[&[0], &[1]]);
+}
+
+/// One submission is larger than the queue, and the other comes between its parts.
+#[test]
+fn a_large_and_a_small_submission_share_the_smallest_queue() {
+    check_without_smmu(1, Some(1), &[&[0, 1], &[2]]);
+}
+
+///     a thread that looks          the producer
+///     CONS: 0
+///                                  waits for room, puts the next command where the first was
+///     what is consumed: 2
+///     takes the index 0 for the position 4
+///                                  takes that for the end of its command
+#[test]
+fn a_look_that_takes_long_confirms_nothing_that_is_not_done() {
+    explore(Some(3), || {
+        let world = World::new(1);
+        let onlooker = world.clone();
+        let onlooker = thread::spawn(move || {
+            onlooker.queue.look(&onlooker.registers, 0, 0);
+        });
+        let producer = world.clone();
+        let producer = thread::spawn(move || {
+            let _first = producer.submit(&[0]);
+            let ticket = producer.submit(&[1]);
+            producer.wait(&[1], ticket);
+        });
+        assert_eq!(world.consume(2, None), [0, 1]);
+        onlooker.join().unwrap();
+        producer.join().unwrap();
+    });
+}
+
+/// A thread that learns from another's look that its commands are done.
+#[test]
+fn what_another_has_seen_of_the_smmu_counts_for_those_who_hear_of_it() {
+    explore(Some(3), || {
+        let world = World::new(2);
+        let onlooker = world.clone();
+        let onlooker = thread::spawn(move || {
+            onlooker.queue.look(&onlooker.registers, 0, 0);
+        });
+        let producer = world.clone();
+        let producer = thread::spawn(move || {
+            let ticket = producer.submit(&[0]);
+            producer.wait(&[0], ticket);
+        });
+        world.consume(1, None);
+        onlooker.join().unwrap();
+        producer.join().unwrap();
+    });
+}
+
+/// Another may have replaced the command that was refused: its owner knows it when the queue has gone on.
+#[test]
+fn the_owner_of_a_refused_command_is_told() {
+    explore(Some(2), || {
+        let world = World::new(2);
+        let other = world.clone();
+        let other = thread::spawn(move || other.queue.with_gerror_owned(&other.registers, || ()));
+        let owner = world.clone();
+        let owner = thread::spawn(move || {
+            let ticket = owner.submit(&[0]);
+            let result = owner.queue.wait(&owner.registers, ticket);
+            assert_eq!(result, Err(QueueError::Refused(CmdqError::Illegal)));
+        });
+        assert_eq!(world.consume(2, Some(0)), []);
+        other.join().unwrap();
+        owner.join().unwrap();
     });
 }

@@ -24,6 +24,7 @@ use alloc::string::ToString;
 use alloc::sync::Arc;
 use core::cell::Cell;
 use loom::sync::{Mutex, MutexGuard};
+use std::boxed::Box;
 use std::cell::UnsafeCell;
 use std::sync::OnceLock;
 use std::vec::Vec;
@@ -68,13 +69,24 @@ struct Inner {
     window: DmaWindow,
     words: Arc<[AtomicU64]>,
     given: std::sync::Mutex<usize>,
+    /// `DMB ST` orders stores and nothing else.
+    weak: bool,
 }
 
 impl LoomPlatform {
     fn new(words: usize) -> Self {
+        LoomPlatform::with(words, false)
+    }
+
+    /// Barriers for writes order only writes of the thread that passes them, for models in which the same thread plays the SMMU.
+    fn weak(words: usize) -> Self {
+        LoomPlatform::with(words, true)
+    }
+
+    fn with(words: usize, weak: bool) -> Self {
         let words: Arc<[AtomicU64]> = (0..words).map(|_| AtomicU64::new(0)).collect();
         let window = DmaWindow::from_words(words.clone(), PhysAddr(BASE));
-        LoomPlatform(Arc::new(Inner { window, words, given: std::sync::Mutex::new(0) }))
+        LoomPlatform(Arc::new(Inner { window, words, given: std::sync::Mutex::new(0), weak }))
     }
 
     /// The words of memory, as the SMMU sees them.
@@ -105,7 +117,7 @@ impl Platform for LoomPlatform {
         fence(Ordering::SeqCst);
     }
     fn write_barrier(&self) {
-        fence(Ordering::SeqCst);
+        fence(if self.0.weak { Ordering::Release } else { Ordering::SeqCst });
     }
     fn read_barrier(&self) {
         fence(Ordering::Acquire);
@@ -128,6 +140,8 @@ struct Registers {
     prod: AtomicU32,
     /// `CMDQ_CONS` in the low half, above it `CMDQ_ERR` of `GERROR` and of `GERRORN`.
     read: AtomicU64,
+    /// Called at the doorbell. If there is such a thing, the SMMU is no thread: it has consumed everything when the doorbell has rung.
+    consume: Option<Box<dyn Fn(u32) + Send + Sync>>,
 }
 
 const GERROR_BIT: u64 = 1 << 32;
@@ -166,7 +180,13 @@ impl Mmio for Registers {
     }
     fn write32(&self, offset: usize, value: u32) {
         match offset {
-            offset::CMDQ_PROD => self.prod.store(value, Ordering::Relaxed),
+            offset::CMDQ_PROD => {
+                self.prod.store(value, Ordering::Relaxed);
+                if let Some(consume) = &self.consume {
+                    consume(value);
+                    self.consumed(value);
+                }
+            }
             offset::GERRORN => {
                 let now = u32::from(self.read.load(Ordering::Relaxed) & GERRORN_BIT != 0);
                 let flipped = (now ^ value) & Gerror::CMDQ_ERR.bits();

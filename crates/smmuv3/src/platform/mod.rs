@@ -42,7 +42,8 @@ macro_rules! hex_fmt {
 }
 hex_fmt!(PhysAddr, Iova);
 
-/// The registers of one SMMU: page 0 at offset 0, page 1 at offset `0x1_0000` (IHI 0070 §6.1).
+/// The registers of one SMMU: page 0 at offset 0, page 1 at offset `0x1_0000`, and where [`size`](Self::size) reaches
+/// them, Command queue control pages at the offsets that `SMMU_CMDQ_CONTROL_PAGE_BASE<n>` gives (IHI 0070 §6.1, §6.3.49).
 ///
 /// # What the implementer ensures
 /// - An access is one single-copy atomic access of the stated width, little endian, to Device memory.
@@ -51,8 +52,12 @@ hex_fmt!(PhysAddr, Iova);
 /// - A device that is gone reads as all ones. Nothing panics.
 ///
 /// # What the caller ensures
-/// - `offset` is a multiple of the width and below `0x2_0000`.
+/// - `offset` is a multiple of the width and below [`size`](Self::size).
 pub trait Mmio: Send + Sync {
+    /// Bytes of registers that can be reached, at least `0x2_0000`. Enhanced Command queues beyond are not used.
+    fn size(&self) -> usize {
+        0x2_0000
+    }
     /// Reads the 32-bit register at `offset` bytes.
     fn read32(&self, offset: usize) -> u32;
     /// Writes the 32-bit register at `offset` bytes.
@@ -75,9 +80,9 @@ pub trait Mmio: Send + Sync {
 pub trait Platform: Clone + Send + Sync + 'static {
     /// How this host reaches the registers of an SMMU.
     type Mmio: Mmio;
-    /// The lock behind the driver's few mutexes. Every call that may speak to an SMMU takes one for a short time: unmap (the command queue), attach and
-    /// detach, taking events and errors. Where interrupt handlers make such calls, the lock must mask interrupts. Attach and detach also
-    /// wait, and are not for interrupt handlers at all.
+    /// The lock behind the driver's few mutexes. Every call that may speak to an SMMU may take one for a short time: attach and detach, taking events and
+    /// errors, and unmap where the SMMU has refused a command. Where interrupt handlers make such calls, the lock must mask interrupts, and so must
+    /// [`without_interrupts`](Self::without_interrupts). Attach and detach also wait, and are not for interrupt handlers at all.
     type RawMutex: lock_api::RawMutex + Send + Sync;
     /// Read sections and grace periods: the kernel's own, or [`ShardedRcu`](crate::rcu::ShardedRcu). Each `Iommu` makes one.
     type Rcu: crate::rcu::Rcu;
@@ -116,6 +121,18 @@ pub trait Platform: Clone + Send + Sync + 'static {
 
     /// One turn of a waiting loop: a pause or yield of the CPU. Returns soon.
     fn relax(&self);
+
+    /// Runs `f`, while no interrupt handler that calls this driver runs on this CPU, and returns what it returns. Not nested.
+    ///
+    /// `f` is short and does not wait: it writes at most 65 commands and rings the doorbell of a command queue. A handler that came in between would
+    /// wait in vain for its own commands, which stand behind those of the thread that it interrupted. A kernel that can be preempted does
+    /// well to prevent that here too: all who come later wait for a thread that is taken off its CPU inside.
+    ///
+    /// The default just calls `f`. It is right where no interrupt handler unmaps, or submits anything else to an SMMU.
+    #[inline]
+    fn without_interrupts<R>(&self, f: impl FnOnce() -> R) -> R {
+        f()
+    }
 
     /// Turns ATS on in the PCIe function that issues `sid` behind the SMMU with index `smmu`, with a smallest
     /// translation unit of `4096 << stu` bytes. Returns whether it is on now.

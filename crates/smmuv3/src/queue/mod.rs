@@ -5,6 +5,7 @@
 
 mod command;
 mod event;
+mod ring;
 
 pub use command::QueueError;
 pub(crate) use command::{CommandQueue, Submission, Ticket};

@@ -34,20 +34,23 @@ impl<P: Platform> Smmu<P> {
         events.take(&self.mmio, each)
     }
 
-    /// Errors of commands are handled by the command queue and reported to who submitted them; they are not among the result.
+    /// Errors of commands are handled by the command queues and reported to who submitted them; they are not among the result.
     pub(crate) fn take_global_errors(&self) -> GlobalErrors {
         let _events = self.events.lock();
         if self.removed.load(Ordering::Acquire) {
             return GlobalErrors(Gerror::empty());
         }
-        self.commands.with_gerror_owned(&self.mmio, || {
+        let errors = self.commands.with_gerror_owned(&self.mmio, || {
             let gerror = Gerror::from_bits_truncate(self.mmio.read32(offset::GERROR));
             let gerrorn = Gerror::from_bits_truncate(self.mmio.read32(offset::GERRORN));
             let active = (gerror ^ gerrorn) - Gerror::CMDQ_ERR;
             if !active.is_empty() {
                 self.mmio.write32(offset::GERRORN, (gerrorn ^ active).bits());
             }
-            GlobalErrors(active)
-        })
+            active
+        });
+        // Behind the acknowledgement of CMDQP_ERR, which tells of the next error then.
+        self.enhanced.iter().for_each(|queue| queue.recover(&self.mmio));
+        GlobalErrors(errors - Gerror::CMDQP_ERR)
     }
 }

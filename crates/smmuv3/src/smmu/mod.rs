@@ -1,5 +1,6 @@
 //! One SMMU: probe, reset, its queues and tables, faults.
 
+mod enhanced;
 mod faults;
 mod fleet;
 mod reset;
@@ -10,12 +11,15 @@ pub(crate) use fleet::{Fleet, MAX_SMMUS};
 pub use reset::Unsupported;
 
 use crate::primitive::{AtomicBool, AtomicUsize};
+use allocator_api2::vec::Vec;
 use core::fmt;
 use lock_api::Mutex;
 
 use crate::arch::{Command, Features, Ste};
+#[cfg(doc)]
+use crate::platform::Mmio;
 use crate::platform::{PhysAddr, Platform};
-use crate::queue::{CommandQueue, EventQueue, QueueError, Submission, Ticket};
+use crate::queue::{self, CommandQueue, EventQueue, QueueError, Submission};
 use crate::table::{self, StreamTable};
 use crate::tags::Tags;
 
@@ -51,13 +55,17 @@ pub struct SmmuOptions {
     pub eventq_log2: u8,
     /// Raise the wired interrupts for events and global errors. Default off: the host polls.
     pub interrupts: bool,
+    /// Enhanced Command queues that are used at most, where the SMMU has some (§3.5.6) and [`Mmio::size`] reaches them; each has the size of the command
+    /// queue. CPUs are spread over them by [`Platform::cpu_hint`]. Where one cannot be enabled, there are fewer, and with none the command
+    /// queue serves all, which is no failure. Default 16; 0 uses none.
+    pub ecmdqs: u8,
     /// How long to wait for the SMMU to do anything, in nanoseconds. Default one second.
     pub timeout_ns: u64,
 }
 
 impl Default for SmmuOptions {
     fn default() -> Self {
-        SmmuOptions { cmdq_log2: 8, eventq_log2: 7, interrupts: false, timeout_ns: 1_000_000_000 }
+        SmmuOptions { cmdq_log2: 8, eventq_log2: 7, interrupts: false, ecmdqs: 16, timeout_ns: 1_000_000_000 }
     }
 }
 
@@ -94,6 +102,15 @@ pub enum AddSmmuError {
     Commands(#[from] QueueError),
 }
 
+/// A submission to one of an SMMU's queues.
+#[derive(Debug, Clone, Copy)]
+#[must_use = "commands have no effect that can be relied on before they were waited for"]
+pub(crate) struct Ticket {
+    /// The number of the queue; `None` is the SMMU's own.
+    queue: Option<u8>,
+    ticket: queue::Ticket,
+}
+
 /// One SMMU that was reset and translates.
 pub(crate) struct Smmu<P: Platform> {
     pub(crate) id: SmmuId,
@@ -108,21 +125,37 @@ pub(crate) struct Smmu<P: Platform> {
     pub(crate) users: AtomicUsize,
     /// Its registers are not touched any more. Checked under the lock of the event queue.
     removed: AtomicBool,
+    /// The SMMU's own queue.
     commands: CommandQueue<P>,
+    /// The queues that are used instead, if there are any.
+    enhanced: Vec<CommandQueue<P>>,
     events: Mutex<P::RawMutex, EventQueue<P>>,
     platform: P,
     timeout_ns: u64,
 }
 
 impl<P: Platform> Smmu<P> {
-    /// Submits the commands that `fill` pushes, and a CMD_SYNC.
+    /// Submits the commands that `fill` pushes, and a CMD_SYNC. They have no order with other submissions that were not waited for: those may be in another
+    /// queue.
     pub(crate) fn submit(&self, fill: impl FnOnce(&mut Submission<'_, P>)) -> Result<Ticket, QueueError> {
-        self.commands.submit(&self.mmio, fill)
+        let queue = self.queue_of_this_cpu();
+        Ok(Ticket { queue, ticket: self.queue(queue).submit(&self.mmio, fill)? })
+    }
+
+    #[inline]
+    fn queue_of_this_cpu(&self) -> Option<u8> {
+        // There are at most 255.
+        self.platform.cpu_hint().checked_rem(self.enhanced.len()).map(|queue| queue as u8)
+    }
+
+    #[inline]
+    fn queue(&self, queue: Option<u8>) -> &CommandQueue<P> {
+        queue.and_then(|queue| self.enhanced.get(usize::from(queue))).unwrap_or(&self.commands)
     }
 
     /// Waits for a submission.
     pub(crate) fn wait(&self, ticket: Ticket) -> Result<(), QueueError> {
-        self.commands.wait(&self.mmio, ticket)
+        self.queue(ticket.queue).wait(&self.mmio, ticket.ticket)
     }
 
     /// Makes the STE of a stream abort, and waits until the SMMU has seen it. Memory may say so already while the SMMU has not seen it:

@@ -4,9 +4,10 @@
 //! events, interrupts, and last translation. Each register write that must be acknowledged is waited for, in bounded time.
 
 use crate::primitive::{AtomicBool, AtomicUsize, Ordering};
+use allocator_api2::vec::Vec;
 use lock_api::Mutex;
 
-use super::{AddSmmuError, Smmu, SmmuId, SmmuOptions};
+use super::{AddSmmuError, Smmu, SmmuId, SmmuOptions, enhanced};
 use crate::arch::regs::{Cr0, Cr1, Cr2, Gbpa, IrqCtrl, offset};
 use crate::arch::{Command, Features, IdRegs, StallModel, regs};
 use crate::platform::{Mmio, PhysAddr, Platform};
@@ -39,6 +40,9 @@ pub enum Unsupported {
     /// Table or queue base registers are fixed.
     #[error("table or queue addresses are preset (IDR1.TABLES_PRESET, QUEUES_PRESET)")]
     Preset,
+    /// A command queue of one command, in which a CMD_SYNC cannot follow upon what it waits for.
+    #[error("the command queue has a single entry (IDR1.CMDQS)")]
+    CommandQueue,
     /// Faulting transactions always stall.
     #[error("the stall model is forced (IDR0.STALL_MODEL)")]
     StallForced,
@@ -78,6 +82,7 @@ fn probe<M: Mmio>(mmio: &M) -> Result<Features, Unsupported> {
         (!features.little_endian, Unsupported::BigEndian),
         (!features.coherent, Unsupported::NotCoherent),
         (features.preset, Unsupported::Preset),
+        (features.cmdq_log2 == 0, Unsupported::CommandQueue),
         (features.stall_model == StallModel::Forced, Unsupported::StallForced),
         (features.granules == [false; 3], Unsupported::NoGranule),
     ] {
@@ -100,11 +105,11 @@ impl<P: Platform> Smmu<P> {
             }
         }
         let features = probe(&mmio)?;
-        stop(platform, &mmio, options.timeout_ns)?;
+        stop(platform, &mmio, &features, options.timeout_ns)?;
         let none = AddSmmuError::NoMemory;
         let cmdq_log2 = options.cmdq_log2.min(features.cmdq_log2);
         let eventq_log2 = options.eventq_log2.min(features.eventq_log2);
-        let smmu = Smmu {
+        let mut smmu = Smmu {
             id,
             features,
             streams: Mutex::new(StreamTable::new(platform, &features).ok_or(none)?),
@@ -112,6 +117,7 @@ impl<P: Platform> Smmu<P> {
             asids: Mutex::new(Tags::new(features.asid_bits).ok_or(none)?),
             vmids: Mutex::new(Tags::new(features.vmid_bits).ok_or(none)?),
             commands: CommandQueue::new(platform, cmdq_log2, options.timeout_ns).ok_or(none)?,
+            enhanced: Vec::new(),
             events: Mutex::new(EventQueue::new(platform, eventq_log2).ok_or(none)?),
             ats_stu: features.smallest_granule().map_or(0, |granule| granule.shift() as u8 - 12),
             users: AtomicUsize::new(0),
@@ -126,6 +132,9 @@ impl<P: Platform> Smmu<P> {
             return Err(Unsupported::Memory { addr: PhysAddr(window.base().0 + window.size()), bits }.into());
         }
         smmu.reset(options.interrupts)?;
+        if features.ecmdq {
+            smmu.enhanced = enhanced::enable(options.ecmdqs, platform, &smmu.mmio, cmdq_log2, options.timeout_ns);
+        }
         Ok(smmu)
     }
 
@@ -181,7 +190,7 @@ impl<P: Platform> Smmu<P> {
 }
 
 /// Aborts all traffic and turns everything off, whatever state the SMMU is in.
-fn stop<P: Platform>(platform: &P, mmio: &P::Mmio, timeout_ns: u64) -> Result<(), AddSmmuError> {
+fn stop<P: Platform>(platform: &P, mmio: &P::Mmio, features: &Features, timeout_ns: u64) -> Result<(), AddSmmuError> {
     // Abort first: between the end of translation and the next beginning nothing may pass untranslated.
     let updated = |value| {
         let done = || !Gbpa::new_with_raw_value(mmio.read32(offset::GBPA)).update();
@@ -197,7 +206,9 @@ fn stop<P: Platform>(platform: &P, mmio: &P::Mmio, timeout_ns: u64) -> Result<()
     if cr0.smmuen() {
         set_cr0(platform, mmio, timeout_ns, cr0.with_smmuen(false))?;
     }
-    set_cr0(platform, mmio, timeout_ns, Cr0::default())
+    set_cr0(platform, mmio, timeout_ns, Cr0::default())?;
+    // Enhanced Command queues are no matter of CR0, and as long as one is on, CR1 cannot be written.
+    if features.ecmdq { enhanced::disable(platform, mmio, timeout_ns) } else { Ok(()) }
 }
 
 fn set_cr0<P: Platform>(platform: &P, mmio: &P::Mmio, timeout_ns: u64, cr0: Cr0) -> Result<(), AddSmmuError> {
@@ -212,7 +223,7 @@ fn set_irqs<P: Platform>(platform: &P, mmio: &P::Mmio, timeout_ns: u64, irqs: Ir
     })
 }
 
-fn wait_for<P: Platform>(
+pub(super) fn wait_for<P: Platform>(
     platform: &P,
     timeout_ns: u64,
     register: &'static str,
@@ -241,8 +252,9 @@ impl<P: Platform> Smmu<P> {
             // Transactions that are under way with the configuration of before end with this CMD_SYNC.
             let _ = self.run([Command::CfgiSteRange { sid: 0, range: 31 }, Command::TlbiNsnhAll]);
         }
-        stop(&self.platform, &self.mmio, self.timeout_ns).inspect_err(|_| {
+        stop(&self.platform, &self.mmio, &self.features, self.timeout_ns).inspect_err(|_| {
             self.commands.keep_forever();
+            self.enhanced.iter().for_each(CommandQueue::keep_forever);
             events.keep_forever();
             self.streams.lock().keep_forever();
         })

@@ -3,7 +3,9 @@
 
 use smmuv3::arch::{AddrSize, Granule, Prot, Stage};
 use smmuv3::platform::{Iova, PhysAddr};
-use smmuv3::{Device, DeviceConfig, Geometry, Iommu, MapError, PagingDomain, SmmuHandle, SmmuOptions, UnmapError};
+use smmuv3::{
+    Cover, Device, DeviceConfig, Geometry, Iommu, MapError, PagingDomain, SmmuHandle, SmmuOptions, UnmapError,
+};
 use smmuv3_model::{DmaError, Model, ModelConfig, ModelPlatform};
 
 /// An input is four bytes for the domain, and then steps of six bytes.
@@ -57,7 +59,8 @@ impl Arena {
         let granule = [Granule::K4, Granule::K16, Granule::K64][usize::from(granule) % 3];
         let input_bits = 39 + bits % 10;
         let before = self.model.driver_pages();
-        let geometry = Geometry { granule, input_bits, output_size: AddrSize::B48 };
+        let cover = if seed & 2 == 2 { Cover::Exact } else { Cover::Few };
+        let geometry = Geometry { granule, input_bits, output_size: AddrSize::B48, cover };
         let domain = self.iommu.paging_domain(stage, geometry).expect("memory");
         let pages = 1 << (u32::from(input_bits) - granule.shift());
         let mut run =

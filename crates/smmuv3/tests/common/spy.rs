@@ -88,6 +88,10 @@ pub struct Spy {
     on_write: Box<dyn Fn(usize, u32) + Send + Sync>,
     /// Runs after each read of 32 bits.
     on_read: Box<dyn Fn(usize) + Send + Sync>,
+    /// What a read of 32 bits gives instead of what the register holds.
+    as_read: Box<dyn Fn(usize, u32) -> u32 + Send + Sync>,
+    /// Bytes of registers, if not all of them.
+    size: Option<usize>,
     /// Reads give all ones, and writes go nowhere.
     gone: Arc<AtomicBool>,
 }
@@ -105,6 +109,8 @@ impl Spy {
             steps: Steps::default(),
             on_write: Box::new(|_, _| {}),
             on_read: Box::new(|_| {}),
+            as_read: Box::new(|_, value| value),
+            size: None,
             gone: Arc::default(),
         }
     }
@@ -124,6 +130,16 @@ impl Spy {
         self
     }
 
+    pub fn as_read(mut self, hook: impl Fn(usize, u32) -> u32 + Send + Sync + 'static) -> Spy {
+        self.as_read = Box::new(hook);
+        self
+    }
+
+    pub fn size(mut self, size: usize) -> Spy {
+        self.size = Some(size);
+        self
+    }
+
     pub fn gone(mut self, gone: Arc<AtomicBool>) -> Spy {
         self.gone = gone;
         self
@@ -131,6 +147,9 @@ impl Spy {
 }
 
 impl Mmio for Spy {
+    fn size(&self) -> usize {
+        self.size.unwrap_or(self.inner.size())
+    }
     fn read32(&self, offset: usize) -> u32 {
         let _outside = Outside::enter();
         let (gone, _) = self.steps.step();
@@ -139,7 +158,7 @@ impl Mmio for Spy {
         }
         let value = self.inner.read32(offset);
         (self.on_read)(offset);
-        value
+        (self.as_read)(offset, value)
     }
     fn write32(&self, offset: usize, value: u32) {
         let _outside = Outside::enter();

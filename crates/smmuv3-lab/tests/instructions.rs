@@ -6,7 +6,7 @@ use smmuv3_bench::instructions;
 
 #[test]
 fn instructions_are_counted_exactly_and_keep_their_bounds() {
-    let program = Path::new(env!("CARGO_BIN_EXE_smmuv3-bench"));
+    let program = Path::new(env!("CARGO_BIN_EXE_smmuv3-lab"));
     let (figures, missing) = instructions::figures(program);
     if figures.is_empty() {
         // Each is missing by name, with the reason.
