@@ -361,8 +361,8 @@ fn a_queue_of_another_that_stays_enabled_is_an_error() {
     while state(&model, last) != (true, true) {}
     let enack = EcmdqCons::default().with_enack(true).raw_value();
     let mmio =
-        Spy::new(&model).reading(move |offset, value| if cons(offset) == Some(last) { value | enack } else { value });
-    let error = interruptible(&model, Arc::default()).add_smmu(mmio, quick()).map(drop).expect_err("it is still on");
+        Spy::new(&model).answers(move |offset, value| if cons(offset) == Some(last) { value | enack } else { value });
+    let error = interruptible(&model, Arc::default()).add_smmu(mmio, quick()).expect_err("it is still on");
     assert!(error.to_string().contains("ECMDQ_PROD"), "{error}");
 }
 
@@ -384,7 +384,7 @@ fn memory_of_a_queue_that_does_not_end_is_kept() {
     let stays = Arc::new(AtomicBool::new(false));
     let stay = stays.clone();
     let enack = EcmdqCons::default().with_enack(true).raw_value();
-    let mmio = Spy::new(&model).reading(move |offset, value| {
+    let mmio = Spy::new(&model).answers(move |offset, value| {
         let stays = stay.load(Ordering::SeqCst) && cons(offset).is_some();
         if stays { value | enack } else { value }
     });
@@ -407,7 +407,7 @@ fn where_a_queue_is_never_enabled_the_others_serve() {
         let this = queues().nth(deaf).unwrap();
         let enack = EcmdqCons::default().with_enack(true).raw_value();
         let mmio = Spy::new(&model)
-            .reading(move |offset, value| if cons(offset) == Some(this) { value & !enack } else { value });
+            .answers(move |offset, value| if cons(offset) == Some(this) { value & !enack } else { value });
         let (iommu, smmu) = add(&model, mmio, quick());
         unmap_once(&model, &iommu, &smmu);
         assert_eq!(ecmdq_commands(&model) > 0, deaf > 0);
