@@ -89,7 +89,7 @@ pub struct Spy {
     /// Runs after each read of 32 bits.
     on_read: Box<dyn Fn(usize) + Send + Sync>,
     /// What a read of 32 bits gives instead of what the register holds.
-    reading: Box<dyn Fn(usize, u32) -> u32 + Send + Sync>,
+    answers: Box<dyn Fn(usize, u32) -> u32 + Send + Sync>,
     /// Bytes of registers, if not all of them.
     size: Option<usize>,
     /// Reads give all ones, and writes go nowhere.
@@ -109,7 +109,7 @@ impl Spy {
             steps: Steps::default(),
             on_write: Box::new(|_, _| {}),
             on_read: Box::new(|_| {}),
-            reading: Box::new(|_, value| value),
+            answers: Box::new(|_, value| value),
             size: None,
             gone: Arc::default(),
         }
@@ -130,8 +130,8 @@ impl Spy {
         self
     }
 
-    pub fn reading(mut self, hook: impl Fn(usize, u32) -> u32 + Send + Sync + 'static) -> Spy {
-        self.reading = Box::new(hook);
+    pub fn answers(mut self, hook: impl Fn(usize, u32) -> u32 + Send + Sync + 'static) -> Spy {
+        self.answers = Box::new(hook);
         self
     }
 
@@ -158,7 +158,7 @@ impl Mmio for Spy {
         }
         let value = self.inner.read32(offset);
         (self.on_read)(offset);
-        (self.reading)(offset, value)
+        (self.answers)(offset, value)
     }
     fn write32(&self, offset: usize, value: u32) {
         let _outside = Outside::enter();
