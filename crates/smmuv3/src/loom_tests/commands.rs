@@ -296,26 +296,17 @@ fn what_another_has_seen_of_the_smmu_counts_for_those_who_hear_of_it() {
 /// Another may have replaced the command that was refused: its owner knows it when the queue has gone on.
 #[test]
 fn the_owner_of_a_refused_command_is_told() {
-    check_owner(false);
-}
-
-#[test]
-fn the_owner_of_a_refused_command_on_an_enhanced_queue_is_told() {
-    check_owner(true);
-}
-
-fn check_owner(enhanced: bool) {
-    explore(Some(2), move || {
-        let world = World::of(2, enhanced);
+    explore(Some(2), || {
+        let world = World::new(2);
         let other = world.clone();
-        let other = thread::spawn(move || other.queue.recover(&other.registers));
+        let other = thread::spawn(move || other.queue.with_gerror_owned(&other.registers, || ()));
         let owner = world.clone();
         let owner = thread::spawn(move || {
             let ticket = owner.submit(&[0]);
             let result = owner.queue.wait(&owner.registers, ticket);
             assert_eq!(result, Err(QueueError::Refused(CmdqError::Illegal)));
         });
-        assert_eq!(world.consume(2 + u32::from(enhanced), Some(0)), []);
+        assert_eq!(world.consume(2, Some(0)), []);
         other.join().unwrap();
         owner.join().unwrap();
     });
