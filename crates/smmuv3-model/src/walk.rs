@@ -279,6 +279,8 @@ impl Unit {
                         prot2 = out.leaf.prot;
                         middle = ipa >> chunk << chunk;
                         nested = Some((request.sid, request.ssid));
+                        // Which page it leads to was read in stage 2, before or after.
+                        origin.filled = out.leaf.origin.filled;
                         // One command that reaches both stages completes for this entry, too.
                         let stale = &out.leaf.origin;
                         if !self.laziness.nested_entries {

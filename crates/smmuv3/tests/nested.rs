@@ -121,6 +121,26 @@ fn a_guest_s_device_is_translated_twice_and_both_kinds_of_unmap_hold() {
     rig.model.report().assert_clean();
 }
 
+/// The new entry of both stages is younger than the page's new use; the old one of stage 2, which it is made of, is not.
+#[test]
+fn without_the_tlbi_of_stage_2_the_model_finds_stale_dma_in_a_page_that_was_given_out_again() {
+    let rig = Rig::new();
+    let (device, parent) = (rig.add(SID), rig.domain(Stage::S2));
+    let mut guest = Guest::new(&rig, &parent, 9);
+    device.attach_nested(&guest.vsmmu.nested_domain(&stage1()).unwrap()).unwrap();
+    rig.device(SID).write_u64(Iova(0x1000), 1).unwrap();
+    rig.model.sabotage(0, Sabotage::IgnoreTlbiByAddress);
+    parent.unmap(Iova(GUEST + 4 * PAGE), PAGE).unwrap();
+    let page = guest.memory.pop().unwrap();
+    let addr = page.addr();
+    rig.model.free_data(page);
+    let others: Vec<_> =
+        std::iter::from_fn(|| rig.model.alloc_data(1)).take_while(|page| page.addr() != addr).collect();
+    assert!(rig.device(SID).write_u64(Iova(0x1000), 2).is_ok());
+    assert_eq!(rig.model.report().stale_dma, 1);
+    drop(others);
+}
+
 #[test]
 fn without_the_clear_of_stage_1_the_model_finds_stale_dma() {
     let rig = Rig::new();
