@@ -249,24 +249,29 @@ impl<P: Platform> Paging<P> {
     fn unmap(&self, iova: Iova, len: u64) -> Result<UnmapReport, UnmapError> {
         // This section keeps the tables that are walked here, and the array that is loaded after the descriptors changed.
         let section = self.invs.enter();
-        let Unmapped { bytes, smallest_leaf, tables } = match self.table.unmap(iova, len) {
-            Ok(found) => found,
-            Err((iova, size)) => return Err(UnmapError::PartOfBlock { iova, size }),
+        let found = self.table.unmap(iova, len).map_err(|(iova, size)| UnmapError::PartOfBlock { iova, size })?;
+        let Some(array) = listed(&self.fleet, &section) else {
+            drop(section);
+            self.table.retire(found.tables, &self.fleet.rcu);
+            return Ok(UnmapReport { bytes: found.bytes, wait_rounds: 0 });
         };
-        let nobody = listed(&self.fleet, &section).is_none();
+        let mut gathered = Gathered::default();
+        let result = self.invalidate_one(array, iova, len, found, &mut gathered);
         drop(section);
-        if nobody {
-            self.table.retire(tables, &self.fleet.rcu);
-            return Ok(UnmapReport { bytes, wait_rounds: 0 });
-        }
-        self.settle_one(iova, len, Unmapped { bytes, smallest_leaf, tables })
+        self.conclude(&mut gathered, result)
     }
 
     #[inline(never)]
-    fn settle_one(&self, iova: Iova, len: u64, found: Unmapped) -> Result<UnmapReport, UnmapError> {
-        let mut gathered = Gathered::default();
-        self.gather_one(iova, len, found, &mut gathered);
-        self.settle(&mut gathered)
+    fn invalidate_one(
+        &self,
+        array: &InvArray,
+        iova: Iova,
+        len: u64,
+        found: Unmapped,
+        gathered: &mut Gathered,
+    ) -> Result<u32, InvalidateError> {
+        self.gather_one(iova, len, found, gathered);
+        self.invalidate_gathered(array, gathered)
     }
 
     /// Takes a range out of the table, and returns the bytes that were mapped. Until [`settle`](Self::settle), devices may reach them.
@@ -293,6 +298,18 @@ impl<P: Platform> Paging<P> {
 
     /// Invalidates what was gathered. **When it returns `Ok`, no device can reach it any more**, and nothing is gathered.
     fn settle(&self, gathered: &mut Gathered) -> Result<UnmapReport, UnmapError> {
+        if gathered.spans.as_slice().is_empty() {
+            return Ok(UnmapReport::default());
+        }
+        let section = self.invs.enter();
+        let array = listed(&self.fleet, &section);
+        let result = array.map_or(Ok(0), |array| self.invalidate_gathered(array, gathered));
+        drop(section);
+        self.conclude(gathered, result)
+    }
+
+    /// Carries out everything that the array lists after what was gathered. Returns the rounds of waiting.
+    fn invalidate_gathered(&self, array: &InvArray, gathered: &mut Gathered) -> Result<u32, InvalidateError> {
         let shape = self.table.shape();
         let granule = shape.granule();
         if self.in_doubt.load(Ordering::Relaxed) {
@@ -300,11 +317,18 @@ impl<P: Platform> Paging<P> {
             gathered.spans.forget_leaves(granule.size());
         }
         let change = match gathered.spans.as_slice() {
-            [] => return Ok(UnmapReport::default()),
             [Span { first: 0, last, .. }] if last + 1 == shape.input_end() => Change::Everything,
             spans => Change::Spans { granule, cover: self.cover, spans },
         };
-        let result = invalidate(&self.fleet, &self.invs, &change);
+        carry_out(&self.fleet, array, &change)
+    }
+
+    /// What became of what was gathered, after its invalidation and outside of its read section.
+    fn conclude(
+        &self,
+        gathered: &mut Gathered,
+        result: Result<u32, InvalidateError>,
+    ) -> Result<UnmapReport, UnmapError> {
         let bytes = gathered.bytes;
         if let Err(source @ InvalidateError { sid: None, .. }) = result {
             // The tables are not freed: an SMMU may still walk them.

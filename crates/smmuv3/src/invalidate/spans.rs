@@ -36,9 +36,9 @@ impl Span {
 }
 
 /// # Invariants
-/// Sorted; between two neighbours there is a gap.
+/// Sorted; between two neighbours there is a gap. At most [`MAX_SPANS`]: there is room for one more while it is added.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Spans(ArrayVec<Span, MAX_SPANS>);
+pub(crate) struct Spans(ArrayVec<Span, { MAX_SPANS + 1 }>);
 
 impl Spans {
     pub(crate) fn as_slice(&self) -> &[Span] {
@@ -53,35 +53,25 @@ impl Spans {
     }
 
     /// Adds a span. Spans that touch become one; where there would be too many, so do the two with the smallest gap between them.
-    pub(crate) fn add(&mut self, span: Span) {
-        let mut span = span;
-        loop {
-            // Those that touch it stand side by side.
-            let at = self.0.iter().take_while(|have| have.last < span.first && have.gap(span) > 0).count();
-            while let Some(&have) = self.0.get(at).filter(|have| span.gap(**have) == 0) {
-                span = span.with(have);
-                self.0.remove(at);
-            }
-            if self.0.try_insert(at, span).is_ok() {
-                return;
-            }
-            // Full: the closest two of all, the new one among them, make room.
-            let before = at.checked_sub(1).map(|left| (self.0[left].gap(span), left));
-            let after = self.0.get(at).map(|right| (span.gap(*right), at));
-            let others = self.0.windows(2).enumerate().filter(|(left, _)| left + 1 != at);
-            let among = others.map(|(left, pair)| (pair[0].gap(pair[1]), left)).min();
-            let own = before.into_iter().chain(after).min();
-            match (own, among) {
-                (Some((gap, neighbour)), among) if among.is_none_or(|(least, _)| gap <= least) => {
-                    span = span.with(self.0.remove(neighbour));
-                }
-                (_, Some((_, left))) => {
-                    let right = self.0.remove(left + 1);
-                    self.0[left] = self.0[left].with(right);
-                }
-                // Not reached: a full list has neighbours.
-                (_, None) => return,
-            }
+    pub(crate) fn add(&mut self, mut span: Span) {
+        // Those that touch it stand side by side.
+        let at = self.0.iter().take_while(|have| have.last < span.first && have.gap(span) > 0).count();
+        while let Some(&have) = self.0.get(at).filter(|have| span.gap(**have) == 0) {
+            span = span.with(have);
+            self.0.remove(at);
+        }
+        let _ = self.0.try_insert(at, span);
+        if self.0.len() > MAX_SPANS {
+            self.join_closest();
+        }
+    }
+
+    #[cold]
+    fn join_closest(&mut self) {
+        let gaps = self.0.windows(2).map(|pair| pair[0].gap(pair[1])).enumerate();
+        if let Some((left, _)) = gaps.min_by_key(|(_, gap)| *gap) {
+            let right = self.0.remove(left + 1);
+            self.0[left] = self.0[left].with(right);
         }
     }
 }

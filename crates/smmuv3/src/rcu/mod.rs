@@ -66,10 +66,16 @@ impl<P: Platform> Sections<P> {
     /// Enters a read section, and passes barrier (A) of the publication protocol: a descriptor that was changed before is visible to the SMMU before
     /// anything published is loaded in the section.
     pub(crate) fn enter(&self) -> Guard<'_, P> {
-        let guard = self.rcu.enter(&self.platform);
+        let guard = self.enter_alone();
         // The section's own fence orders CPUs; the SMMU is none.
         self.barrier_a();
         guard
+    }
+
+    /// Enters a read section without barrier (A): nothing published is loaded before the caller has passed it.
+    #[inline]
+    pub(crate) fn enter_alone(&self) -> Guard<'_, P> {
+        self.rcu.enter(&self.platform)
     }
 
     /// Passes barrier (A) alone.
