@@ -7,7 +7,7 @@ use std::sync::atomic::{Ordering, fence};
 use smmuv3::arch::regs::offset;
 use smmuv3::arch::{Prot, Stage};
 use smmuv3::platform::{DmaWindow, Iova, Mmio, PhysAddr, Platform};
-use smmuv3::{Device, DeviceConfig, Geometry, Iommu, PagingDomain, SmmuHandle, SmmuOptions};
+use smmuv3::{Completion, Device, DeviceConfig, Geometry, Iommu, PagingDomain, SmmuHandle, SmmuOptions};
 use smmuv3_model::{Latency, Laziness, Model, ModelConfig, ModelMmio, ModelPlatform, ModelSmmuConfig};
 
 /// The page that is mapped and unmapped, in bytes.
@@ -141,7 +141,8 @@ impl Machine {
         let model =
             Model::new(ModelConfig { smmus: vec![smmu; layout.smmus], ram_size: 256 << 20, ..ModelConfig::default() });
         let iommu = Iommu::new(Host(model.platform())).unwrap();
-        let options = SmmuOptions { cmdq_log2: 11, ..SmmuOptions::default() };
+        // A look at a register of the model costs no more than one at memory.
+        let options = SmmuOptions { cmdq_log2: 11, completion: Completion::Register, ..SmmuOptions::default() };
         let add_smmu = |index| iommu.add_smmu(Registers(model.mmio(index)), options).unwrap();
         let smmus: Vec<_> = (0..layout.smmus).map(add_smmu).collect();
         let domain = iommu.paging_domain(Stage::S1, Geometry::default()).unwrap();

@@ -1,6 +1,7 @@
 //! A platform around QEMU's that counts the commands the SMMU is given, by reading the queue at each doorbell.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use smmuv3::arch::RawCommand;
@@ -119,6 +120,12 @@ impl Platform for Tapped {
     }
     fn relax(&self) {
         self.0.relax();
+    }
+    fn wait_for_event(&self) {
+        self.0.wait_for_event();
+    }
+    fn wait_while(&self, word: &AtomicU64, value: u64) {
+        self.0.wait_while(word, value);
     }
     fn cpu_hint(&self) -> usize {
         self.0.cpu_hint()

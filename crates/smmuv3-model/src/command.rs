@@ -276,10 +276,14 @@ impl Unit {
     fn sync(&mut self, signal: SyncSignal) {
         self.syncs += 1;
         match signal {
+            SyncSignal::Msi { .. } if self.sabotaged(Sabotage::LoseMessages) => {}
             SyncSignal::Msi { addr, data } if self.features.msi => {
                 self.send_msi(addr, data.into(), Gerror::MSI_CMDQ_ABT_ERR);
             }
             SyncSignal::Msi { .. } => self.violation("CMD_SYNC asks for a message from an SMMU without MSI".into()),
+            SyncSignal::Sev if !self.features.sev => {
+                self.violation("CMD_SYNC asks for an event from an SMMU that sends none".into());
+            }
             SyncSignal::None | SyncSignal::Sev => {}
         }
     }

@@ -17,9 +17,8 @@ use smmuv3::arch::Command;
 
 /// How long commands take, in ns. The default is no time at all: whoever writes PROD finds all done.
 ///
-/// What is due happens when the driver looks (writes PROD or GERRORN, reads CONS or GERROR) or a device accesses something. A driver
-/// that waits without looking, for a message in memory, depends on device traffic. The model itself adds what it takes to carry out a command in
-/// software.
+/// What is due happens when the driver looks (writes PROD or GERRORN, reads CONS or GERROR), waits for a message, or a device accesses something. The
+/// model itself adds what it takes to carry out a command in software.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Latency {
     /// From the consumption of a command to that of the next. CMD_SYNC takes none of it.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicUsize, fence};
+use std::sync::atomic::{AtomicU64, AtomicUsize, fence};
 
 use smmuv3::platform::{DmaWindow, PhysAddr, Platform};
 
@@ -82,6 +82,12 @@ impl Platform for ModelPlatform {
 
     fn relax(&self) {
         std::thread::yield_now();
+    }
+
+    /// The SMMUs have no time of their own, and whoever waits does not look at them.
+    fn wait_while(&self, _: &AtomicU64, _: u64) {
+        self.0.smmus.iter().for_each(|smmu| smmu.attend());
+        self.relax();
     }
 
     /// Whether the function has ATS is for [`Model::set_ats`](crate::Model::set_ats) to say.

@@ -56,6 +56,8 @@ pub enum Sabotage {
     IgnoreInnerSync,
     /// ATC_INV.
     IgnoreAtcInv,
+    /// The messages of CMD_SYNCs.
+    LoseMessages,
 }
 
 /// What is called for interrupts, on the thread whose access led to them.
@@ -212,6 +214,13 @@ impl Smmu {
             _ => self.ecmdqs?.cons_at(offset)?,
         };
         self.glances[queue].cons(&self.clock)
+    }
+
+    /// Does what is due, in any queue.
+    pub(crate) fn attend(&self) {
+        if self.glances.iter().any(|glance| glance.cons(&self.clock).is_none()) {
+            self.with(Unit::look);
+        }
     }
 
     /// Bytes of registers.

@@ -89,7 +89,7 @@ pub use invalidate::{
 };
 pub use invs::{Key, Kind};
 pub use iommu::{AddDeviceError, DeviceConfig, Iommu, OutOfMemory, SmmuHandle};
-pub use queue::{EventsTaken, QueueError};
+pub use queue::{Completion, EventsTaken, QueueError};
 pub use smmu::{AddSmmuError, GlobalErrors, RemoveSmmuError, SmmuId, SmmuOptions, Unsupported};
 pub use table::StreamTableError;
 

@@ -40,6 +40,7 @@ struct Inner {
     epochs: Mutex<Option<Vec<Vec<u64>>>>,
     /// Turns of waiting loops.
     relaxed: AtomicUsize,
+    slept: AtomicUsize,
     read_barriers: AtomicUsize,
     /// What arrives as an interrupt, and after how many steps.
     interrupt: Mutex<Option<(usize, Handler)>>,
@@ -56,6 +57,7 @@ impl TestPlatform {
             budget: AtomicUsize::new(usize::MAX),
             epochs: Mutex::new(None),
             relaxed: AtomicUsize::new(0),
+            slept: AtomicUsize::new(0),
             read_barriers: AtomicUsize::new(0),
             interrupt: Mutex::new(None),
             start: Instant::now(),
@@ -103,6 +105,11 @@ impl TestPlatform {
             let before = epochs[first - 1][index];
             assert!(before == 0 || (before == now[index] && before != GARBAGE), "garbage is reachable: {before:#x}");
         }
+    }
+
+    /// Turns in which a CPU may have slept.
+    pub(crate) fn slept(&self) -> usize {
+        self.0.slept.load(Ordering::Relaxed)
     }
 
     /// Turns that waiting loops have made.
@@ -182,6 +189,7 @@ pub(crate) struct TestMmio {
     pub(crate) cons: AtomicU32,
     pub(crate) gerror: AtomicU32,
     pub(crate) gerrorn: AtomicU32,
+    reads: AtomicUsize,
 }
 
 impl TestMmio {
@@ -193,7 +201,13 @@ impl TestMmio {
             cons: AtomicU32::new(0),
             gerror: AtomicU32::new(0),
             gerrorn: AtomicU32::new(0),
+            reads: AtomicUsize::new(0),
         }
+    }
+
+    /// Registers that were read.
+    pub(crate) fn reads(&self) -> usize {
+        self.reads.load(Ordering::Relaxed)
     }
 
     pub(crate) fn become_(&self, consumer: Consumer) {
@@ -204,6 +218,7 @@ impl TestMmio {
 /// If epochs are recorded, it is checked at the doorbell that a barrier stands behind all that was written to memory.
 impl Mmio for TestMmio {
     fn read32(&self, offset: usize) -> u32 {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         self.platform.step();
         let consumer = *self.consumer.lock().unwrap();
         match offset {
@@ -295,6 +310,16 @@ impl Platform for TestPlatform {
         self.step();
         self.0.relaxed.fetch_add(1, Ordering::Relaxed);
         std::thread::yield_now();
+    }
+    fn wait_for_event(&self) {
+        self.0.slept.fetch_add(1, Ordering::Relaxed);
+        self.relax();
+    }
+    fn wait_while(&self, word: &AtomicU64, value: u64) {
+        assert!(self.0.words.as_ptr_range().contains(&core::ptr::from_ref(word)));
+        assert_eq!(word.load(Ordering::Relaxed), value);
+        self.0.slept.fetch_add(1, Ordering::Relaxed);
+        self.relax();
     }
     fn without_interrupts<R>(&self, f: impl FnOnce() -> R) -> R {
         assert!(!MASKED.replace(true), "nested");

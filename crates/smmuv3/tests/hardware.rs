@@ -6,10 +6,12 @@ mod spy;
 
 use common::*;
 use smmuv3::arch::regs::{Cr0, IrqCtrl, offset};
-use smmuv3::arch::{AddrSize, Stage, StallModel};
+use smmuv3::arch::{AddrSize, Command, Stage, StallModel, SyncSignal};
 use smmuv3::platform::{Iova, Mmio, PhysAddr};
-use smmuv3::{AddSmmuError, AttachError, DeviceConfig, Iommu, QueueError, SmmuOptions, UnmapError, Unsupported};
-use smmuv3_model::{Irq, Model, ModelConfig, ModelSmmuConfig};
+use smmuv3::{
+    AddSmmuError, AttachError, Completion, DeviceConfig, Iommu, QueueError, SmmuOptions, UnmapError, Unsupported,
+};
+use smmuv3_model::{Irq, Latency, Model, ModelConfig, ModelSmmuConfig, Sabotage};
 use spy::*;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,6 +25,50 @@ fn add(config: ModelSmmuConfig) -> Result<(), AddSmmuError> {
     }
     model.report().assert_clean();
     result
+}
+
+/// `None`: the SMMU loses messages, and registers tell.
+#[test]
+fn a_cmd_sync_tells_in_the_quickest_way_that_is_offered_and_allowed() {
+    use Completion::{Event, Message, Register};
+    for (allowed, msi, sev, expected) in [
+        (Message, true, true, Some(Message)),
+        (Message, false, true, Some(Event)),
+        (Message, false, false, Some(Register)),
+        (Event, true, true, Some(Event)),
+        (Event, true, false, Some(Register)),
+        (Register, true, true, Some(Register)),
+        (Message, true, true, None),
+    ] {
+        let latency = Latency { sync_ns: 1_000, ..Latency::NONE };
+        let model = Model::new(ModelConfig::with_smmu(ModelSmmuConfig { msi, sev, latency, ..Default::default() }));
+        if expected.is_none() {
+            model.sabotage(0, Sabotage::LoseMessages);
+        }
+        let iommu = Iommu::new(model.platform()).unwrap();
+        let before = model.driver_pages();
+        let smmu = iommu.add_smmu(model.mmio(0), SmmuOptions { completion: allowed, ..quick() }).unwrap();
+        let rig = Rig { model, iommu, smmu };
+        let (device, domain) = (rig.add(SID), rig.domain(Stage::S1));
+        device.attach(&domain).unwrap();
+        rig.model.take_commands(0);
+        assert!(use_and_unmap(&rig, &domain, SID, Iova(0x1000)));
+        let commands = rig.model.take_commands(0);
+        match (expected, commands.last()) {
+            (Some(Message) | None, Some(Command::Sync(SyncSignal::Msi { .. })))
+            | (Some(Event), Some(Command::Sync(SyncSignal::Sev)))
+            | (Some(Register), Some(Command::Sync(SyncSignal::None))) => {}
+            _ => panic!("{allowed:?}, {msi}, {sev}: {commands:?}"),
+        }
+        device.detach().unwrap();
+        drop((device, domain));
+        let Rig { model, iommu, smmu } = rig;
+        iommu.remove_smmu(&smmu).unwrap();
+        drop((iommu, smmu));
+        // Messages that did not come may still come.
+        assert_eq!(model.driver_pages() - before, usize::from(expected.is_none()), "{allowed:?}, {msi}, {sev}");
+        model.report().assert_clean();
+    }
 }
 
 #[test]
@@ -384,7 +430,7 @@ fn an_smmu_that_nobody_uses_any_more_aborts_all_traffic_and_reads_no_freed_memor
 }
 
 #[test]
-fn of_more_failures_than_can_be_remembered_none_is_taken_for_success() {
+fn threads_whose_commands_are_all_refused_are_all_told() {
     const CMDQ_LOG2: u8 = 8;
     const CMDQ_WRAP: u32 = (2 << CMDQ_LOG2) - 1;
     let model = Model::new(ModelConfig::default());
@@ -407,7 +453,6 @@ fn of_more_failures_than_can_be_remembered_none_is_taken_for_success() {
     let domain = iommu.paging_domain(Stage::S1, Default::default()).unwrap();
     device.attach(&domain).unwrap();
     armed.store(true, Ordering::SeqCst);
-    // 48 threads fail at the same time; the queue remembers 32 failures.
     std::thread::scope(|scope| {
         for thread in 0..48 {
             let domain = &domain;

@@ -108,9 +108,9 @@ fn a_guest_s_device_is_translated_twice_and_both_kinds_of_unmap_hold() {
     // The host takes the page away from under the guest.
     guest.map(&rig, GUEST + 4 * PAGE);
     hw.write_u64(Iova(0x1000), 4).unwrap();
-    rig.model.take_commands(0);
+    rig.take_commands(0);
     parent.unmap(Iova(GUEST + 4 * PAGE), PAGE).unwrap();
-    let names: Vec<_> = rig.model.take_commands(0).iter().map(|command| command.mnemonic()).collect();
+    let names: Vec<_> = rig.take_commands(0).iter().map(|command| command.mnemonic()).collect();
     assert_eq!(names, ["TLBI_S2_IPA", "SYNC", "TLBI_NH_ALL", "SYNC"]);
     let Guest { mut memory, vsmmu, .. } = guest;
     rig.model.free_data(memory.pop().unwrap());
@@ -222,13 +222,13 @@ fn guests_on_one_parent_have_vmids_of_their_own_and_cannot_touch_each_other() {
         Command::CfgiCd { sid: GUEST_SID, ssid: 0, leaf: true },
         Command::Sync(SyncSignal::None),
     ];
-    rig.model.take_commands(0);
+    rig.take_commands(0);
     other.invalidate(&all.map(|command| command.encode())).unwrap();
     let vmid = other.vmid();
     let range = TlbiAddr { addr: 0x1000, leaf: false, range: None };
     let sync = Command::Sync(SyncSignal::None);
     assert_eq!(
-        rig.model.take_commands(0),
+        rig.take_commands(0),
         [
             Command::TlbiNhAll { vmid },
             Command::TlbiNhAsid { vmid, asid: 9 },
@@ -254,10 +254,10 @@ fn commands_that_are_not_a_guest_s_stop_the_batch_at_their_index() {
     let good = guest.tlbi();
     let stop = |command: RawCommand| {
         let batch = [good.encode(), good.encode(), command, good.encode()];
-        rig.model.take_commands(0);
+        rig.take_commands(0);
         let error = guest.vsmmu.invalidate(&batch).unwrap_err();
         assert_eq!(error.index, 2, "{error}");
-        assert_eq!(rig.model.take_commands(0).len(), 3, "those before were carried out, with a CMD_SYNC");
+        assert_eq!(rig.take_commands(0).len(), 3, "those before were carried out, with a CMD_SYNC");
         error.cause
     };
     for command in [
@@ -385,9 +385,9 @@ fn vsmmus_give_their_vmid_back_clean_and_streams_belong_to_living_devices() {
     // The device goes; its StreamID is another's. The guest must not reach it.
     drop(device);
     let _other = rig.add(SID);
-    rig.model.take_commands(0);
+    rig.take_commands(0);
     assert_eq!(vsmmu.invalidate(&command).unwrap_err().cause, GuestCommandFault::NoStream(1));
-    assert!(rig.model.take_commands(0).iter().all(|command| matches!(command, Command::Sync(_))));
+    assert!(rig.take_commands(0).iter().all(|command| matches!(command, Command::Sync(_))));
     assert!(vsmmu.unmap_stream(1));
     assert!(!vsmmu.unmap_stream(1));
     rig.model.report().assert_clean();
@@ -423,17 +423,17 @@ fn a_guest_s_atc_is_flushed_whole_when_the_host_unmaps_and_by_the_guest_s_own_co
     // The host unmaps.
     guest.map(&rig, GUEST + 4 * PAGE);
     hw.ats_write_u64(Iova(0x1000), 3).unwrap();
-    rig.model.take_commands(0);
+    rig.take_commands(0);
     parent.unmap(Iova(GUEST + 4 * PAGE), PAGE).unwrap();
-    let names: Vec<_> = rig.model.take_commands(0).iter().map(|command| command.mnemonic()).collect();
+    let names: Vec<_> = rig.take_commands(0).iter().map(|command| command.mnemonic()).collect();
     assert_eq!(names, ["TLBI_S2_IPA", "SYNC", "TLBI_NH_ALL", "SYNC", "ATC_INV", "SYNC"]);
     rig.model.free_data(guest.memory.pop().unwrap());
     assert!(hw.ats_write_u64(Iova(0x1000), 4).is_err());
     // With ATS off, the guest's ATC_INV goes nowhere: the function might never answer.
     device.attach_nested(&without).unwrap();
-    rig.model.take_commands(0);
+    rig.take_commands(0);
     guest.vsmmu.invalidate(&[atc_inv.encode()]).unwrap();
-    assert_eq!(rig.model.take_commands(0), [sync]);
+    assert_eq!(rig.take_commands(0), [sync]);
     device.detach().unwrap();
     assert_eq!(owed(&parent), []);
     rig.model.report().assert_clean();
@@ -509,11 +509,11 @@ fn a_guest_s_atc_invalidation_is_never_smaller_than_the_smallest_translation_uni
     let mut ste = stage1();
     ste.0[1] |= 1 << 28;
     device.attach_nested(&vsmmu.nested_domain(&ste).unwrap()).unwrap();
-    rig.model.take_commands(0);
+    rig.take_commands(0);
     let command = Command::AtcInv { sid: GUEST_SID, ssid: None, global: false, addr: 0x1_0000, size: 0 };
     vsmmu.invalidate(&[command.encode()]).unwrap();
     let sent = Command::AtcInv { sid: SID, ssid: None, global: false, addr: 0x1_0000, size: 4 };
-    assert_eq!(rig.model.take_commands(0)[0], sent);
+    assert_eq!(rig.take_commands(0)[0], sent);
     rig.model.report().assert_clean();
 }
 

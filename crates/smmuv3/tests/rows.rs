@@ -30,9 +30,9 @@ fn unmaps(rig: &Rig, domain: &Domain) -> [Vec<Command>; 3] {
     let commands =
         [(0x1000, PAGE, PAGE), (0x20_0000, 2 << 20, 2 << 20), (0, PAGE, 1 << 39)].map(|(iova, mapped, len)| {
             domain.map(Iova(iova), pages.addr(), mapped, RW).unwrap();
-            rig.model.take_commands(0);
+            rig.take_commands(0);
             domain.unmap(Iova(iova), len).unwrap();
-            rig.model.take_commands(0)
+            rig.take_commands(0)
         });
     rig.model.free_data(pages);
     commands
@@ -211,9 +211,9 @@ fn an_sva_domain_owes_one_asid_per_smmu_and_the_atc_of_each_pasid() {
         devices[1].attach_pasid(5, &sva).unwrap();
         assert_eq!(now(&sva), expected(&[(SID, 5), (SID, 6), (OTHER, 5)]));
         let commands = |iova, len| {
-            rig.model.take_commands(0);
+            rig.take_commands(0);
             sva.invalidate(Iova(iova), len, true).unwrap();
-            rig.model.take_commands(0)
+            rig.take_commands(0)
         };
         let with_atc = |tlbi, addr, size| match ats {
             false => vec![tlbi, SYNC],

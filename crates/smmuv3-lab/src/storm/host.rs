@@ -1,5 +1,7 @@
 //! The model as the driver's host, with points at which devices and other threads break in.
 
+use std::sync::atomic::AtomicU64;
+
 use smmuv3::platform::{DmaWindow, Mmio, PhysAddr, Platform};
 use smmuv3_model::{Model, ModelMmio, ModelPlatform};
 
@@ -66,6 +68,10 @@ impl Platform for Host {
         context::now_ns().unwrap_or_else(|| self.0.now_ns())
     }
     fn relax(&self) {
+        context::wait();
+    }
+    fn wait_while(&self, word: &AtomicU64, value: u64) {
+        self.0.wait_while(word, value);
         context::wait();
     }
     fn ats_enable(&self, smmu: u8, sid: u32, stu: u8) -> bool {

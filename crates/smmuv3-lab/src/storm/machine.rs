@@ -1,7 +1,7 @@
 //! The machine of a round: what is in its history file, and what the model is built from.
 
 use serde::{Deserialize, Serialize};
-use smmuv3::SmmuOptions;
+use smmuv3::{Completion, SmmuOptions};
 use smmuv3_model::{Ecmdqs, Laziness, ModelConfig, ModelSmmuConfig, Sabotage};
 
 use super::rng::{Rng, derive};
@@ -86,13 +86,14 @@ impl Machine {
         rng.one_in(2).then(|| 1 + rng.below(3) as u32)
     }
 
-    /// How the driver sets an SMMU up. Short queues are full sooner.
+    /// How the driver sets an SMMU up. Short queues are full sooner; CMD_SYNCs tell of themselves in each way.
     pub(super) fn options(&self, smmu: usize) -> SmmuOptions {
         let mut rng = Rng::new(derive(self.seed, 2000 + smmu as u64));
         SmmuOptions {
             cmdq_log2: 2 + rng.below(7) as u8,
             eventq_log2: 3 + rng.below(6) as u8,
             timeout_ns: TIMEOUT_NS,
+            completion: rng.pick(&[Completion::Message, Completion::Event, Completion::Register]),
             ..SmmuOptions::default()
         }
     }

@@ -3,7 +3,7 @@
 use crate::arch::RawCommand;
 use crate::platform::{DmaBox, Platform};
 use crate::primitive::AtomicU64;
-use crate::queue::{CommandQueue, QueueError};
+use crate::queue::{CommandQueue, Completion, QueueError, QueueOptions};
 
 /// A command queue without the rest of an SMMU.
 pub struct Queue<P: Platform>(CommandQueue<P>);
@@ -16,12 +16,12 @@ pub struct Ticket(crate::queue::Ticket);
 impl<P: Platform> Queue<P> {
     /// A queue of `2^log2` commands, at least two, whose waits end after `timeout_ns`. `None`: no memory.
     pub fn new(platform: &P, log2: u8, timeout_ns: u64) -> Option<Self> {
-        CommandQueue::new(platform, log2, timeout_ns).map(Queue)
+        CommandQueue::new(platform, options(log2, timeout_ns)).map(Queue)
     }
 
     /// An Enhanced Command queue whose registers start at offset `at`.
     pub fn enhanced(at: usize, platform: &P, log2: u8, timeout_ns: u64) -> Option<Self> {
-        CommandQueue::enhanced(at, platform, log2, timeout_ns).map(Queue)
+        CommandQueue::enhanced(at, platform, options(log2, timeout_ns)).map(Queue)
     }
 
     /// Hands commands to the SMMU, and a CMD_SYNC behind them.
@@ -35,6 +35,10 @@ impl<P: Platform> Queue<P> {
     pub fn wait(&self, mmio: &P::Mmio, ticket: Ticket) -> Result<(), QueueError> {
         self.0.wait(mmio, ticket.0)
     }
+}
+
+fn options(log2: u8, timeout_ns: u64) -> QueueOptions {
+    QueueOptions { log2, timeout_ns, completion: Completion::Register }
 }
 
 /// The memory of another queue.

@@ -9,11 +9,11 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use loom::thread;
 
-use super::{ECMDQ, LoomPlatform, Registers, Watched, explore};
-use crate::arch::Command;
+use super::{ECMDQ, LoomPlatform, Registers, Watched, explore, run_on};
 use crate::arch::regs::CmdqError;
+use crate::arch::{Command, RawCommand};
 use crate::primitive::{AtomicBool, Ordering, fence};
-use crate::queue::{CommandQueue, QueueError, Submission, Ticket};
+use crate::queue::{CommandQueue, Completion, QueueError, QueueOptions, Submission, Ticket};
 
 /// A queue, its registers, and what the commands are about.
 struct World {
@@ -27,18 +27,23 @@ struct World {
     done: [Watched; 3],
 }
 
+fn options(log2: u8) -> QueueOptions {
+    QueueOptions { log2, timeout_ns: u64::MAX, completion: Completion::Register }
+}
+
 impl World {
     fn new(log2: u8) -> Arc<Self> {
-        World::of(log2, false)
+        World::of(log2, false, Completion::Register)
     }
 
-    /// The queue is an Enhanced Command queue.
-    fn of(log2: u8, enhanced: bool) -> Arc<Self> {
-        let platform = LoomPlatform::new((2 << log2).max(8));
+    /// The queue may be an Enhanced Command queue, and its CMD_SYNCs tell of themselves.
+    fn of(log2: u8, enhanced: bool, completion: Completion) -> Arc<Self> {
+        let platform = LoomPlatform::new((2 << log2).max(8) + 8);
+        let options = QueueOptions { completion, ..options(log2) };
         let queue = if enhanced {
-            CommandQueue::enhanced(ECMDQ, &platform, log2, u64::MAX)
+            CommandQueue::enhanced(ECMDQ, &platform, options)
         } else {
-            CommandQueue::new(&platform, log2, u64::MAX)
+            CommandQueue::new(&platform, options)
         };
         let (queue, registers) = (queue.unwrap(), Registers { enhanced, ..Registers::default() });
         let finished = AtomicBool::new(false);
@@ -73,12 +78,16 @@ impl World {
             }
             // An SMMU reads the queue after PROD.
             fence(Ordering::Acquire);
+            let mut signal = None;
             while cons != prod {
                 let slot = 2 * (cons & mask) as usize;
                 let word = self.platform.words()[slot].load(Ordering::Relaxed);
                 let number = (word >> 48) as usize;
                 match word & 0xff {
-                    0x46 => syncs -= 1,
+                    0x46 => {
+                        syncs -= 1;
+                        signal = Some(RawCommand([word, self.platform.words()[slot + 1].load(Ordering::Relaxed)]));
+                    }
                     0x11 => {
                         if refused == Some(number) {
                             refused = None;
@@ -102,6 +111,11 @@ impl World {
             // What the commands did comes before they are consumed.
             fence(Ordering::Release);
             self.registers.consumed(cons);
+            // And that comes before the signal. That of the last CMD_SYNC stands for those before it.
+            fence(Ordering::Release);
+            if let Some(sync) = signal {
+                self.platform.signal(sync);
+            }
         }
         seen
     }
@@ -169,7 +183,7 @@ fn the_same_of_an_enhanced_queue() {
 
 fn check_refused(enhanced: bool) {
     explore(Some(2), move || {
-        let world = World::of(2, enhanced);
+        let world = World::of(2, enhanced, Completion::Register);
         world.registers.read.store(1 << 24, Ordering::Relaxed);
         let producer = thread::spawn({
             let world = world.clone();
@@ -186,32 +200,40 @@ fn check_refused(enhanced: bool) {
     });
 }
 /// Several wait, for room and for their commands. Every producer's marks are found by the one that rings, with the commands behind them.
-fn check_without_smmu(log2: u8, preemptions: Option<usize>, producers: &'static [&'static [usize]]) {
+fn check_without_smmu(
+    log2: u8,
+    preemptions: Option<usize>,
+    completion: Completion,
+    producers: &'static [&'static [usize]],
+) {
     explore(preemptions, move || {
-        let platform = LoomPlatform::weak((2 << log2).max(8));
-        let queue = CommandQueue::new(&platform, log2, u64::MAX).unwrap();
+        let platform = LoomPlatform::weak((2 << log2).max(8) + 8);
+        let queue = CommandQueue::new(&platform, QueueOptions { completion, ..options(log2) }).unwrap();
         let seen = Arc::new(std::sync::Mutex::new((0, Vec::new())));
         let consume = {
             let (platform, seen) = (platform.clone(), seen.clone());
             move |prod: u32| {
                 let (cons, numbers) = &mut *seen.lock().unwrap();
+                let mut signals = Vec::new();
                 while *cons != prod {
                     let slot = 2 * (*cons & ((1 << log2) - 1)) as usize;
                     let word = platform.words()[slot].load(Ordering::Relaxed);
                     match word & 0xff {
-                        0x46 => {}
+                        0x46 => signals.push(RawCommand([word, platform.words()[slot + 1].load(Ordering::Relaxed)])),
                         0x11 => numbers.push((word >> 48) as usize),
                         other => panic!("opcode {other:#x} in slot {slot}"),
                     }
                     *cons = (*cons + 1) & ((2 << log2) - 1);
                 }
+                signals
             }
         };
-        let registers = Registers { consume: Some(Box::new(consume)), ..Registers::default() };
+        let registers = Registers { consume: Some((platform.clone(), Box::new(consume))), ..Registers::default() };
         let world = Arc::new((queue, registers));
-        let produce = |numbers: &&'static [usize]| {
+        let produce = |(cpu, numbers): (usize, &&'static [usize])| {
             let (world, numbers) = (world.clone(), *numbers);
             thread::spawn(move || {
+                run_on(cpu);
                 let (queue, registers) = &*world;
                 let tlbi = |&number: &usize| Command::TlbiNhAsid { vmid: 0, asid: number as u16 };
                 let ticket =
@@ -220,7 +242,7 @@ fn check_without_smmu(log2: u8, preemptions: Option<usize>, producers: &'static 
                 numbers
             })
         };
-        let threads: Vec<_> = producers.iter().map(produce).collect();
+        let threads: Vec<_> = producers.iter().enumerate().map(produce).collect();
         for thread in threads {
             let numbers = thread.join().unwrap();
             let (_, seen) = &*seen.lock().unwrap();
@@ -232,19 +254,19 @@ fn check_without_smmu(log2: u8, preemptions: Option<usize>, producers: &'static 
 
 #[test]
 fn who_rings_the_doorbell_finds_the_commands_of_others_written() {
-    check_without_smmu(3, Some(3), &[&[0], &[1]]);
+    check_without_smmu(3, Some(3), Completion::Register, &[&[0], &[1]]);
 }
 
 /// Each submission fills the queue, so that the second waits for room.
 #[test]
 fn two_producers_take_turns_on_the_smallest_queue() {
-    check_without_smmu(1, Some(3), &[&[0], &[1]]);
+    check_without_smmu(1, Some(3), Completion::Register, &[&[0], &[1]]);
 }
 
 /// One submission is larger than the queue, and the other comes between its parts.
 #[test]
 fn a_large_and_a_small_submission_share_the_smallest_queue() {
-    check_without_smmu(1, Some(1), &[&[0, 1], &[2]]);
+    check_without_smmu(1, Some(1), Completion::Register, &[&[0, 1], &[2]]);
 }
 
 ///     a thread that looks          the producer
@@ -321,7 +343,7 @@ fn the_owner_of_a_refused_command_is_told() {
 #[test]
 fn an_acknowledgement_and_a_doorbell_do_not_take_each_other_back() {
     explore(Some(1), move || {
-        let world = World::of(3, true);
+        let world = World::of(3, true, Completion::Register);
         let other = world.clone();
         let other = thread::spawn(move || {
             let _ticket = other.submit(&[1]);
@@ -339,4 +361,28 @@ fn an_acknowledgement_and_a_doorbell_do_not_take_each_other_back() {
         other.join().unwrap();
         owner.join().unwrap();
     });
+}
+
+/// The SMMU says that it has completed a CMD_SYNC: what was before that in its queue is done, whatever CONS reads.
+#[test]
+fn a_message_tells_that_commands_are_done() {
+    check_signal(Completion::Message);
+}
+
+/// The CPU sleeps until an event comes, and no clock wakes it up.
+#[test]
+fn who_sleeps_for_an_event_is_woken_up() {
+    check_signal(Completion::Event);
+}
+
+fn check_signal(completion: Completion) {
+    explore(None, move || {
+        let world = World::of(2, false, completion);
+        let producer = world.clone();
+        let producer = thread::spawn(move || producer.wait(&[0], producer.submit(&[0])));
+        world.consume(1, None);
+        producer.join().unwrap();
+    });
+    // One may have to announce the commands of the other, who sleeps.
+    check_without_smmu(3, Some(3), completion, &[&[0], &[1]]);
 }

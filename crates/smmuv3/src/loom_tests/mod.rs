@@ -23,12 +23,13 @@ mod tables;
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use core::cell::Cell;
-use loom::sync::{Mutex, MutexGuard};
+use loom::sync::{Mutex, MutexGuard, Notify};
 use std::boxed::Box;
 use std::cell::UnsafeCell;
 use std::sync::OnceLock;
 use std::vec::Vec;
 
+use crate::arch::RawCommand;
 use crate::arch::regs::{CmdqCons, Gerror, offset};
 use crate::platform::{DmaWindow, Mmio, PhysAddr, Platform};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering, fence};
@@ -71,6 +72,8 @@ struct Inner {
     given: std::sync::Mutex<usize>,
     /// `DMB ST` orders stores and nothing else.
     weak: bool,
+    /// The event registers of the CPUs.
+    events: [Notify; 2],
 }
 
 impl LoomPlatform {
@@ -86,12 +89,32 @@ impl LoomPlatform {
     fn with(words: usize, weak: bool) -> Self {
         let words: Arc<[AtomicU64]> = (0..words).map(|_| AtomicU64::new(0)).collect();
         let window = DmaWindow::from_words(words.clone(), PhysAddr(BASE));
-        LoomPlatform(Arc::new(Inner { window, words, given: std::sync::Mutex::new(0), weak }))
+        LoomPlatform(Arc::new(Inner {
+            window,
+            words,
+            given: std::sync::Mutex::new(0),
+            weak,
+            events: [Notify::new(), Notify::new()],
+        }))
     }
 
     /// The words of memory, as the SMMU sees them.
     fn words(&self) -> &[AtomicU64] {
         &self.0.words
+    }
+
+    /// The word at a device address.
+    fn word(&self, addr: u64) -> &AtomicU64 {
+        &self.0.words[(addr - BASE) as usize / 8]
+    }
+
+    /// The SMMU: tells that a CMD_SYNC has completed, in the way that it asks for.
+    fn signal(&self, RawCommand([word, addr]): RawCommand) {
+        match word >> 12 & 0b11 {
+            1 => self.word(addr).store(word >> 32, Ordering::Relaxed),
+            2 => self.0.events.iter().for_each(Notify::notify),
+            _ => {}
+        }
     }
 }
 
@@ -128,6 +151,9 @@ impl Platform for LoomPlatform {
     fn relax(&self) {
         loom::thread::yield_now();
     }
+    fn wait_for_event(&self) {
+        self.0.events[CPU.with(Cell::get)].wait();
+    }
     fn cpu_hint(&self) -> usize {
         CPU.with(Cell::get)
     }
@@ -143,8 +169,11 @@ struct Registers {
     /// They are those of an Enhanced Command queue: `prod` has ERRACK beside the index, and the low half of `read` ERR.
     enhanced: bool,
     /// Called at the doorbell. If there is such a thing, the SMMU is no thread: it has consumed everything when the doorbell has rung.
-    consume: Option<Box<dyn Fn(u32) + Send + Sync>>,
+    /// It gives the CMD_SYNCs that were among it.
+    consume: Option<(LoomPlatform, Consume)>,
 }
+
+type Consume = Box<dyn Fn(u32) -> Vec<RawCommand> + Send + Sync>;
 
 /// Where the registers of an Enhanced Command queue start.
 const ECMDQ: usize = 0x4_0000;
@@ -193,9 +222,10 @@ impl Mmio for Registers {
         match offset {
             offset::CMDQ_PROD | ECMDQ_PROD => {
                 self.prod.store(value, Ordering::Relaxed);
-                if let Some(consume) = &self.consume {
-                    consume(value);
+                if let Some((platform, consume)) = &self.consume {
+                    let syncs = consume(value);
                     self.consumed(value);
+                    syncs.into_iter().for_each(|sync| platform.signal(sync));
                 }
             }
             offset::GERRORN => {

@@ -13,6 +13,7 @@ mod window;
 pub(crate) use dma::DmaBox;
 pub use window::DmaWindow;
 
+use crate::primitive::AtomicU64;
 use core::fmt;
 
 /// An address on the bus behind the SMMU: what translation tables and queue base registers contain.
@@ -121,6 +122,25 @@ pub trait Platform: Clone + Send + Sync + 'static {
 
     /// One turn of a waiting loop: a pause or yield of the CPU. Returns soon.
     fn relax(&self);
+
+    /// Waits a short time, at most some 100 µs, for an event that an SMMU sends (`SMMU_IDR0.SEV`), or that another CPU does. May return
+    /// at any time.
+    ///
+    /// On AArch64 a `WFE`, while the timer's event stream is on. The default is [`relax`](Self::relax).
+    #[inline]
+    fn wait_for_event(&self) {
+        self.relax();
+    }
+
+    /// Waits a short time, at most some 100 µs, for an SMMU to write to `word`, which was `value`. May return at any time.
+    ///
+    /// On AArch64 an `LDXR` of the word and, if it is `value`, a `WFE`: the write ends the reservation, which is an event. The timer's event
+    /// stream is on. The default is [`relax`](Self::relax).
+    #[inline]
+    fn wait_while(&self, word: &AtomicU64, value: u64) {
+        let _ = (word, value);
+        self.relax();
+    }
 
     /// Runs `f`, while no interrupt handler that calls this driver runs on this CPU, and returns what it returns. Not nested.
     ///

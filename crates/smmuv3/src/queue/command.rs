@@ -17,8 +17,9 @@ use arbitrary_int::u7;
 use arrayvec::ArrayVec;
 use lock_api::Mutex;
 
-use super::Deadline;
 use super::ring::{Ring, Turns};
+use super::signal::Signal;
+use super::{Completion, Deadline};
 use crate::arch::regs::{self, CmdqCons, CmdqError, EcmdqCons, EcmdqProd, Gerror, offset};
 use crate::arch::{Command, RawCommand, op};
 use crate::platform::{DmaBox, Mmio, Platform};
@@ -28,13 +29,15 @@ use crossbeam_utils::CachePadded;
 
 const ENTRY_SIZE: usize = 16;
 /// A CMD_SYNC without a signal.
-const SYNC: RawCommand = RawCommand([op::SYNC as u64, 0]);
+pub(super) const SYNC: RawCommand = RawCommand([op::SYNC as u64, 0]);
 /// What registers of an SMMU that is gone read as. `CMDQ_CONS` has bits that are always 0, so it is no state of a queue.
 const GONE: u32 = u32::MAX;
 /// Refused commands that are remembered until their owner asks.
 const MAX_FAILURES: usize = 32;
 /// The commands that go into the queue together, at most: 64 and a CMD_SYNC. It bounds what others wait for behind them, and a stack frame (1 KB).
 const STRETCH: usize = 65;
+/// So often one who waits for a message looks for it before he lets the CPU wait, and looks at CONS.
+const SOON: u64 = 8;
 /// How often one who waits for room sees room for anybody, and nobody before him take it, before he overtakes them.
 const PATIENCE: u32 = 8;
 
@@ -108,10 +111,22 @@ struct Failures {
     replaced: Option<u64>,
 }
 
+/// What a command queue is made with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QueueOptions {
+    /// It has `2^log2` places, at least two.
+    pub(crate) log2: u8,
+    /// Every wait ends after so long.
+    pub(crate) timeout_ns: u64,
+    /// One that the SMMU offers.
+    pub(crate) completion: Completion,
+}
+
 pub(crate) struct CommandQueue<P: Platform> {
     platform: P,
     registers: Registers,
     entries: DmaBox<P>,
+    signal: Signal<P>,
     timeout_ns: u64,
     ring: Ring,
     turns: CachePadded<Turns>,
@@ -185,22 +200,24 @@ impl<P: Platform> Extend<RawCommand> for Submission<'_, P> {
 }
 
 impl<P: Platform> CommandQueue<P> {
-    /// The SMMU's own queue, of `2^log2` commands, at least two. `None`: no memory.
-    pub(crate) fn new(platform: &P, log2: u8, timeout_ns: u64) -> Option<Self> {
-        CommandQueue::with(Registers::own(), platform, log2, timeout_ns)
+    /// The SMMU's own queue. `None`: no memory.
+    pub(crate) fn new(platform: &P, options: QueueOptions) -> Option<Self> {
+        CommandQueue::with(Registers::own(), platform, options)
     }
 
     /// An Enhanced Command queue whose registers start at offset `at`, and which is off. `None`: no memory.
-    pub(crate) fn enhanced(at: usize, platform: &P, log2: u8, timeout_ns: u64) -> Option<Self> {
-        CommandQueue::with(Registers::enhanced(at), platform, log2, timeout_ns)
+    pub(crate) fn enhanced(at: usize, platform: &P, options: QueueOptions) -> Option<Self> {
+        CommandQueue::with(Registers::enhanced(at), platform, options)
     }
 
-    fn with(registers: Registers, platform: &P, log2: u8, timeout_ns: u64) -> Option<Self> {
+    fn with(registers: Registers, platform: &P, options: QueueOptions) -> Option<Self> {
+        let QueueOptions { log2, timeout_ns, completion } = options;
         let size = ENTRY_SIZE << log2;
         Some(CommandQueue {
             platform: platform.clone(),
             registers,
             entries: DmaBox::new(platform, size, size)?,
+            signal: Signal::new(platform, completion)?,
             timeout_ns,
             ring: Ring::new(log2)?,
             turns: CachePadded::default(),
@@ -232,6 +249,12 @@ impl<P: Platform> CommandQueue<P> {
     /// The SMMU may still read the queue: its memory is never given back.
     pub(crate) fn keep_forever(&self) {
         self.entries.keep_forever();
+        self.signal.keep_forever();
+    }
+
+    /// The SMMU does not read the queue any more. A message that is still on its way finds its memory.
+    pub(crate) fn end(&self) {
+        self.signal.end(self.ring.announced());
     }
 
     /// Hands the commands that `fill` pushes to the SMMU, in this order, and a CMD_SYNC behind them. No order is promised between
@@ -260,18 +283,8 @@ impl<P: Platform> CommandQueue<P> {
     /// Waits until the SMMU has consumed all of a submission, which its CMD_SYNC makes mean: carried out.
     #[inline]
     pub(crate) fn wait(&self, mmio: &P::Mmio, ticket: Ticket) -> Result<(), QueueError> {
-        let consumed = || {
-            if self.ring.consumed() >= ticket.end || self.look(mmio, self.ring.size() / 8, ticket.end) >= ticket.end {
-                return true;
-            }
-            self.announce_rest(mmio);
-            false
-        };
-        let done = consumed() || {
-            let deadline = Deadline::after(&self.platform, self.timeout_ns);
-            self.platform.relax();
-            deadline.wait(&self.platform, consumed)
-        };
+        let end = ticket.end;
+        let done = self.is_consumed(mmio, end, !self.signal.is_message()) || self.wait_long(mmio, end);
         // Where the queue has gone on behind a failure, this is known to be above its owner. litmus: refused
         let failure = if ticket.start < self.suspects.load(Relaxed) { self.take_failure(ticket) } else { None };
         match (done, failure) {
@@ -279,6 +292,49 @@ impl<P: Platform> CommandQueue<P> {
             (false, None) => Err(QueueError::Timeout),
             (true, None) => Ok(()),
         }
+    }
+
+    /// Whether everything before `end` is known to be consumed, as CONS says or without a look at it.
+    #[inline]
+    fn is_consumed(&self, mmio: &P::Mmio, end: u64, look: bool) -> bool {
+        let news = self.ring.size() / 8;
+        let known = self.ring.consumed() >= end || self.is_told(end, news);
+        let done = known || look && self.look(mmio, news, end) >= end;
+        if !done {
+            self.announce_rest(mmio);
+        }
+        done
+    }
+
+    /// Whether a message says so.
+    #[inline]
+    fn is_told(&self, end: u64, news: u64) -> bool {
+        let Some(told) = self.signal.told(end) else { return false };
+        // What the SMMU did before comes before what is done next. litmus: completion-store, completion-load
+        self.platform.read_barrier();
+        // What cannot be is taken for no progress.
+        let possible = self.ring.is_reserved(told, end);
+        if possible && told > self.ring.consumed() + news {
+            self.ring.consumed_up_to(told);
+        }
+        possible
+    }
+
+    fn wait_long(&self, mmio: &P::Mmio, end: u64) -> bool {
+        // A message makes it needless to look at CONS, unless there is an error.
+        let look = |turn: u64| !self.signal.is_message() || turn >= SOON && turn.is_power_of_two();
+        let pause = |turn| {
+            if self.ring.announced() < end {
+                // Whoever announces it sends no event.
+                self.platform.relax();
+            } else {
+                self.signal.pause(&self.platform, end, turn < SOON);
+            }
+        };
+        let deadline = Deadline::after(&self.platform, self.timeout_ns);
+        pause(0);
+        deadline.wait_with(&self.platform, |turn| self.is_consumed(mmio, end, look(turn)), pause)
+            || self.is_consumed(mmio, end, true)
     }
 
     /// Of several refused commands of a submission the first; all are forgotten.
@@ -328,6 +384,9 @@ impl<P: Platform> CommandQueue<P> {
             self.platform.without_interrupts(|| {
                 let stretch = self.ring.reserve(commands.len() as u64)?;
                 self.write(stretch.start, commands);
+                if !is_part && let Some(sync) = self.signal.sync(stretch.end) {
+                    self.write(stretch.end - 1, &[sync]);
+                }
                 if scattered {
                     self.ring.set_owner(stretch, stretch.start.min(*owner));
                 }
@@ -430,6 +489,7 @@ impl<P: Platform> CommandQueue<P> {
         if position > base + news {
             self.ring.consumed_up_to(position);
         }
+        self.signal.compare(position);
         // Where nothing is pending, an error is over.
         if self.registers.error_in(raw) && !self.ring.ends_at(position) {
             self.recover(mmio);

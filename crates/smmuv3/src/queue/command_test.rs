@@ -1,6 +1,7 @@
 extern crate std;
 
 use super::*;
+use crate::arch::SyncSignal;
 use crate::queue::ring::Stretch;
 use crate::testing::{Consumer, ECMDQ, TestMmio, TestPlatform};
 use alloc::sync::Arc;
@@ -12,16 +13,20 @@ const SYNC_OPCODE: u64 = 0x46;
 const ATC_INV: u64 = 0x40;
 const SECOND: u64 = 1_000_000_000;
 
+fn options(log2: u8, timeout_ns: u64, completion: Completion) -> QueueOptions {
+    QueueOptions { log2, timeout_ns, completion }
+}
+
 fn queue(log2: u8, timeout_ns: u64, consumer: Consumer) -> (TestPlatform, CommandQueue<TestPlatform>, TestMmio) {
     let platform = TestPlatform::new(8);
-    let queue = CommandQueue::new(&platform, log2, timeout_ns).unwrap();
+    let queue = CommandQueue::new(&platform, options(log2, timeout_ns, Completion::Register)).unwrap();
     let mmio = TestMmio::new(&platform, consumer);
     (platform, queue, mmio)
 }
 
 fn enhanced(log2: u8, consumer: Consumer) -> (CommandQueue<TestPlatform>, TestMmio) {
     let platform = TestPlatform::new(8);
-    let queue = CommandQueue::enhanced(ECMDQ, &platform, log2, 0).unwrap();
+    let queue = CommandQueue::enhanced(ECMDQ, &platform, options(log2, 0, Completion::Register)).unwrap();
     (queue, TestMmio::new(&platform, consumer))
 }
 
@@ -180,11 +185,14 @@ fn who_comes_later_waits_behind_those_who_wait_until_there_is_room_for_anybody()
 
 #[test]
 fn who_waits_for_room_looks_for_himself_how_far_the_smmu_has_come() {
-    let (_, queue, mmio) = queue(1, 60 * SECOND, Consumer::ByHand);
+    let (platform, queue, mmio) = queue(1, SECOND, Consumer::ByHand);
+    let mmio = Arc::new(mmio);
     let _filled = queue.submit_some(&mmio, 1).unwrap();
-    mmio.become_(Consumer::Eager);
-    // Nobody waits for what fills the queue.
+    // Nobody waits for what fills the queue, and the SMMU does not consume it at once.
+    let smmu = mmio.clone();
+    platform.interrupt_after(12, move || smmu.become_(Consumer::Eager));
     let _ticket = queue.submit_some(&mmio, 1).unwrap();
+    assert!(platform.relaxed() > 1);
 }
 
 #[test]
@@ -398,6 +406,23 @@ fn each_queue_error_costs_exactly_the_refused_command() {
     }
 }
 
+#[test]
+fn of_more_failures_than_can_be_remembered_none_is_taken_for_success() {
+    const COUNT: usize = MAX_FAILURES + 8;
+    let (_, queue, mmio) = queue(7, 0, Consumer::ByHand);
+    let tickets = [(); COUNT].map(|()| queue.submit_some(&mmio, 1).unwrap());
+    for ticket in tickets {
+        stop(&mmio, queue.ring.index(ticket.start), 1);
+        queue.look(&mmio, 0, 0);
+    }
+    mmio.become_(Consumer::Eager);
+    let results = tickets.map(|ticket| queue.wait(&mmio, ticket));
+    let forgotten = Err(QueueError::Refused(CmdqError::Unknown(0)));
+    assert_eq!(results[..8], [forgotten; 8]);
+    assert_eq!(results[8..], [Err(QueueError::Refused(CmdqError::Illegal)); MAX_FAILURES]);
+    queue.wait(&mmio, queue.submit_some(&mmio, 1).unwrap()).unwrap();
+}
+
 /// A large submission goes in by stretches, with others' commands between them.
 #[test]
 fn a_command_between_the_stretches_of_another_submission_fails_for_its_owner_alone() {
@@ -538,4 +563,141 @@ fn an_enhanced_queue_that_is_gone_is_not_set_going() {
     assert_eq!(queue.wait(&mmio, ticket), Err(QueueError::Timeout));
     queue.recover(&mmio);
     assert_eq!((queue.failures.lock().list.len(), mmio.prod.load(Relaxed)), (0, 2 | EN));
+}
+
+/// A queue whose CMD_SYNCs write messages, when a test says so.
+fn with_messages(timeout_ns: u64) -> (TestPlatform, CommandQueue<TestPlatform>, TestMmio) {
+    let platform = TestPlatform::new(8);
+    let queue = CommandQueue::new(&platform, options(3, timeout_ns, Completion::Message)).unwrap();
+    let mmio = TestMmio::new(&platform, Consumer::ByHand);
+    (platform, queue, mmio)
+}
+
+impl CommandQueue<TestPlatform> {
+    fn memory_of_messages(&self) -> &DmaBox<TestPlatform> {
+        let Signal::Message { memory, .. } = &self.signal else { panic!("no messages") };
+        memory
+    }
+
+    /// The message of a CMD_SYNC before a position arrives.
+    fn tell(&self, position: u64) {
+        self.memory_of_messages().words()[0].store(u64::from(position as u32), Relaxed);
+    }
+}
+
+#[test]
+fn the_cmd_sync_at_the_end_of_a_submission_asks_for_the_signal_that_there_is() {
+    let encode = |signal| Command::Sync(signal).encode().0;
+    for completion in [Completion::Message, Completion::Event, Completion::Register] {
+        let platform = TestPlatform::new(8);
+        let queue = CommandQueue::new(&platform, options(3, 0, completion)).unwrap();
+        let mmio = TestMmio::new(&platform, Consumer::Eager);
+        queue.ring.skip_to(0x1_ffff_fff8);
+        let _ticket = queue.submit(&mmio, |queue| {
+            queue.push(Command::TlbiNsnhAll);
+            queue.push(Command::Sync(SyncSignal::None));
+            queue.push(Command::TlbiNsnhAll);
+        });
+        let commands: Vec<_> = queue.entries.words().iter().map(|word| word.load(Relaxed)).collect();
+        let expected = match completion {
+            Completion::Message => SyncSignal::Msi { addr: queue.memory_of_messages().addr().0, data: 0xffff_fffc },
+            Completion::Event => SyncSignal::Sev,
+            Completion::Register => SyncSignal::None,
+        };
+        assert_eq!(commands[2..4], encode(SyncSignal::None), "in the middle");
+        assert_eq!(commands[6..8], encode(expected), "at the end");
+    }
+}
+
+#[test]
+fn a_message_is_enough_and_no_register_is_read() {
+    let (_, queue, mmio) = with_messages(0);
+    // The numbers in messages repeat.
+    for position in [0, 6, (1 << 32) - 2, (1 << 32) - 1, 1 << 32, (1 << 33) - 8] {
+        queue.ring.skip_to(position);
+        queue.tell(position);
+        let [first, second] = [(); 2].map(|()| queue.submit_some(&mmio, 1).unwrap());
+        mmio.become_(Consumer::Gone);
+        assert_eq!(queue.wait(&mmio, first), Err(QueueError::Timeout), "{position:#x}: before");
+        queue.tell(second.end);
+        let reads = mmio.reads();
+        assert_eq!(queue.wait(&mmio, first), Ok(()), "{position:#x}: by the message of another");
+        assert_eq!(queue.wait(&mmio, second), Ok(()), "{position:#x}: by its own");
+        assert_eq!(mmio.reads(), reads);
+    }
+}
+
+#[test]
+fn who_hears_of_a_message_tells_the_others_of_much_progress() {
+    let (_, queue, mmio) = with_messages(0);
+    let tickets = [(); 4].map(|()| queue.submit_some(&mmio, 1).unwrap());
+    queue.tell(8);
+    queue.wait(&mmio, tickets[0]).unwrap();
+    assert_eq!(queue.ring.room(), 8);
+}
+
+#[test]
+fn a_message_that_no_cmd_sync_can_have_sent_is_no_progress() {
+    let (_, queue, mmio) = with_messages(0);
+    let ticket = queue.submit_some(&mmio, 1).unwrap();
+    for position in [1, 3, 9, 1 << 30, u64::MAX] {
+        queue.tell(position);
+        assert_eq!(queue.wait(&mmio, ticket), Err(QueueError::Timeout), "{position:#x}");
+    }
+}
+
+#[test]
+fn where_messages_are_lost_the_register_tells() {
+    let (_, queue, mmio) = with_messages(SECOND);
+    mmio.become_(Consumer::Eager);
+    queue.wait(&mmio, queue.submit_some(&mmio, 1).unwrap()).unwrap();
+    assert!(queue.signal.is_message(), "it may be late");
+    // After a while they are not waited for any more, and when their numbers come again, they are not believed.
+    queue.ring.skip_to(1 << 24);
+    queue.wait(&mmio, queue.submit_some(&mmio, 1).unwrap()).unwrap();
+    assert!(!queue.signal.is_message());
+    queue.ring.skip_to((1 << 32) - 2);
+    let ticket = queue.submit_some(&mmio, 1).unwrap();
+    assert_eq!(ticket.end, 1 << 32);
+    assert!(!queue.is_consumed(&mmio, ticket.end, false));
+}
+
+/// A thread that finds nothing after a few looks lets the CPU sleep, once all is announced that the SMMU has to consume.
+#[test]
+fn who_waits_for_a_signal_sleeps() {
+    for completion in [Completion::Message, Completion::Event, Completion::Register] {
+        let platform = TestPlatform::new(8);
+        let queue = CommandQueue::new(&platform, options(3, 0, completion)).unwrap();
+        let mmio = TestMmio::new(&platform, Consumer::ByHand);
+        let ticket = queue.submit_some(&mmio, 1).unwrap();
+        let pause = |end, soon| {
+            let slept = platform.slept();
+            queue.signal.pause(&platform, end, soon);
+            platform.slept() - slept
+        };
+        let sleeps = [pause(ticket.end, true), pause(ticket.end, false)];
+        match completion {
+            Completion::Message => {
+                assert_eq!(sleeps, [0, 1]);
+                queue.tell(ticket.end);
+                assert_eq!(pause(ticket.end, false), 0, "the message is there");
+            }
+            Completion::Event => assert_eq!(sleeps, [1, 1]),
+            Completion::Register => assert_eq!(sleeps, [0, 0]),
+        }
+    }
+}
+
+#[test]
+fn a_message_that_may_still_come_finds_its_memory() {
+    for (told, pages) in [(2, 0), (0, 1)] {
+        let (platform, queue, mmio) = with_messages(0);
+        let ticket = queue.submit_some(&mmio, 1).unwrap();
+        mmio.cons.store(2, Relaxed);
+        queue.wait(&mmio, ticket).unwrap();
+        queue.tell(told);
+        queue.end();
+        drop(queue);
+        assert_eq!(platform.live_pages(), pages, "the last message was for {told}");
+    }
 }

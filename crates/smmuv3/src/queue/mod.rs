@@ -6,11 +6,13 @@
 mod command;
 mod event;
 mod ring;
+mod signal;
 
 pub use command::QueueError;
-pub(crate) use command::{CommandQueue, Submission, Ticket};
+pub(crate) use command::{CommandQueue, QueueOptions, Submission, Ticket};
 pub(crate) use event::EventQueue;
 pub use event::EventsTaken;
+pub use signal::Completion;
 
 use crate::platform::Platform;
 
@@ -18,7 +20,7 @@ use crate::platform::Platform;
 pub(crate) struct Deadline {
     end_ns: u64,
     /// At least so many looks: the time may pass while this thread is not running.
-    looks: u32,
+    looks: u64,
 }
 
 impl Deadline {
@@ -33,13 +35,23 @@ impl Deadline {
 
     /// Waits until `done`; false if the time passed before, and so many looks.
     pub(crate) fn wait<P: Platform>(&self, platform: &P, mut done: impl FnMut() -> bool) -> bool {
-        let mut looks = 0;
-        while !done() {
-            looks += 1;
-            if looks >= self.looks && self.passed(platform) {
+        self.wait_with(platform, |_| done(), |_| platform.relax())
+    }
+
+    /// The same with another kind of pause. Both are given the number of the turn.
+    pub(crate) fn wait_with<P: Platform>(
+        &self,
+        platform: &P,
+        mut done: impl FnMut(u64) -> bool,
+        pause: impl Fn(u64),
+    ) -> bool {
+        let mut turn = 0;
+        while !done(turn) {
+            turn += 1;
+            if turn >= self.looks && self.passed(platform) {
                 return false;
             }
-            platform.relax();
+            pause(turn);
         }
         true
     }

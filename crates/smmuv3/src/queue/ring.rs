@@ -215,8 +215,14 @@ impl Ring {
     pub(super) fn position(&self, base: u64, index: u32, reserved: u64) -> Option<u64> {
         let distance = u64::from(index).wrapping_sub(base) & (2 * self.mask + 1);
         let position = base + distance;
+        self.is_reserved(position, reserved).then_some(position)
+    }
+
+    /// Whether everything before `position` is reserved, if everything before `end` is.
+    #[inline]
+    pub(super) fn is_reserved(&self, position: u64, end: u64) -> bool {
         // Who has learnt that a command is consumed sees at least that it was reserved. It is looked up only if it must be, as all change it.
-        (position <= reserved || position <= self.reserved()).then_some(position)
+        position <= end || position <= self.reserved()
     }
 
     /// Notes that the consumer has got there. The caller has passed a read barrier since it saw that.
@@ -226,6 +232,13 @@ impl Ring {
             // Release: what the consumer did comes before the use of what it consumed. Partners: the Acquires above. litmus: completion-told
             self.consumed.fetch_max(position, Release);
         }
+    }
+
+    /// As if everything before a position had been submitted and consumed.
+    #[cfg(test)]
+    pub(super) fn skip_to(&self, position: u64) {
+        let Producers { reserved, announced } = &*self.producers;
+        [reserved, announced, &self.consumed].into_iter().for_each(|at| at.store(position, Relaxed));
     }
 
     /// Whether nothing is reserved behind a position.

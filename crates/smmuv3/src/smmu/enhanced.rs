@@ -6,7 +6,7 @@ use super::AddSmmuError;
 use super::reset::wait_for;
 use crate::arch::regs::{CMDQ_CONTROL_PAGE_SIZE, CmdqControlPageBase, EcmdqCons, EcmdqProd, Idr6, offset};
 use crate::platform::{Mmio, Platform};
-use crate::queue::CommandQueue;
+use crate::queue::{CommandQueue, QueueOptions};
 
 /// Where the registers of each queue start, of all that can be reached. The SMMU has such queues.
 fn registers<M: Mmio>(mmio: &M) -> impl Iterator<Item = usize> {
@@ -26,15 +26,14 @@ pub(super) fn enable<P: Platform>(
     count: u8,
     platform: &P,
     mmio: &P::Mmio,
-    log2: u8,
-    timeout_ns: u64,
+    options: QueueOptions,
 ) -> Vec<CommandQueue<P>> {
     let mut queues = Vec::new();
     if queues.try_reserve_exact(count.into()).is_err() {
         return queues;
     }
     for at in registers(mmio).take(count.into()) {
-        let Some(queue) = CommandQueue::enhanced(at, platform, log2, timeout_ns) else { break };
+        let Some(queue) = CommandQueue::enhanced(at, platform, options) else { break };
         if !queue.enable(mmio) {
             // It may be enabled one day.
             queue.keep_forever();

@@ -19,7 +19,7 @@ use crate::arch::{Command, Features, Ste};
 #[cfg(doc)]
 use crate::platform::Mmio;
 use crate::platform::{PhysAddr, Platform};
-use crate::queue::{self, CommandQueue, EventQueue, QueueError, Submission};
+use crate::queue::{self, CommandQueue, Completion, EventQueue, QueueError, Submission};
 use crate::table::{self, StreamTable};
 use crate::tags::Tags;
 
@@ -59,13 +59,22 @@ pub struct SmmuOptions {
     /// queue. CPUs are spread over them by [`Platform::cpu_hint`]. Where one cannot be enabled, there are fewer, and with none the command
     /// queue serves all, which is no failure. Default 16; 0 uses none.
     pub ecmdqs: u8,
+    /// How a CMD_SYNC tells that it has completed. Default [`Completion::Message`], the quickest way; the SMMU may offer only a later one.
+    pub completion: Completion,
     /// How long to wait for the SMMU to do anything, in nanoseconds. Default one second.
     pub timeout_ns: u64,
 }
 
 impl Default for SmmuOptions {
     fn default() -> Self {
-        SmmuOptions { cmdq_log2: 8, eventq_log2: 7, interrupts: false, ecmdqs: 16, timeout_ns: 1_000_000_000 }
+        SmmuOptions {
+            cmdq_log2: 8,
+            eventq_log2: 7,
+            interrupts: false,
+            ecmdqs: 16,
+            completion: Completion::default(),
+            timeout_ns: 1_000_000_000,
+        }
     }
 }
 

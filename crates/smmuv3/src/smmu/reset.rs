@@ -11,7 +11,7 @@ use super::{AddSmmuError, Smmu, SmmuId, SmmuOptions, enhanced};
 use crate::arch::regs::{Cr0, Cr1, Cr2, Gbpa, IrqCtrl, offset};
 use crate::arch::{Command, Features, IdRegs, StallModel, regs};
 use crate::platform::{Mmio, PhysAddr, Platform};
-use crate::queue::{CommandQueue, Deadline, EventQueue};
+use crate::queue::{CommandQueue, Deadline, EventQueue, QueueOptions};
 use crate::table::StreamTable;
 use crate::tags::Tags;
 use arbitrary_int::u2;
@@ -107,7 +107,11 @@ impl<P: Platform> Smmu<P> {
         let features = probe(&mmio)?;
         stop(platform, &mmio, &features, options.timeout_ns)?;
         let none = AddSmmuError::NoMemory;
-        let cmdq_log2 = options.cmdq_log2.min(features.cmdq_log2);
+        let queue = QueueOptions {
+            log2: options.cmdq_log2.min(features.cmdq_log2),
+            timeout_ns: options.timeout_ns,
+            completion: options.completion.offered(&features),
+        };
         let eventq_log2 = options.eventq_log2.min(features.eventq_log2);
         let mut smmu = Smmu {
             id,
@@ -116,7 +120,7 @@ impl<P: Platform> Smmu<P> {
             // VMID 0 tags plain stage 1. ASID 0 stays unused, so that a forgotten field is not somebody's.
             asids: Mutex::new(Tags::new(features.asid_bits).ok_or(none)?),
             vmids: Mutex::new(Tags::new(features.vmid_bits).ok_or(none)?),
-            commands: CommandQueue::new(platform, cmdq_log2, options.timeout_ns).ok_or(none)?,
+            commands: CommandQueue::new(platform, queue).ok_or(none)?,
             enhanced: Vec::new(),
             events: Mutex::new(EventQueue::new(platform, eventq_log2).ok_or(none)?),
             ats_stu: features.smallest_granule().map_or(0, |granule| granule.shift() as u8 - 12),
@@ -133,7 +137,7 @@ impl<P: Platform> Smmu<P> {
         }
         smmu.reset(options.interrupts)?;
         if features.ecmdq {
-            smmu.enhanced = enhanced::enable(options.ecmdqs, platform, &smmu.mmio, cmdq_log2, options.timeout_ns);
+            smmu.enhanced = enhanced::enable(options.ecmdqs, platform, &smmu.mmio, queue);
         }
         Ok(smmu)
     }
@@ -252,9 +256,10 @@ impl<P: Platform> Smmu<P> {
             // Transactions that are under way with the configuration of before end with this CMD_SYNC.
             let _ = self.run([Command::CfgiSteRange { sid: 0, range: 31 }, Command::TlbiNsnhAll]);
         }
-        stop(&self.platform, &self.mmio, &self.features, self.timeout_ns).inspect_err(|_| {
-            self.commands.keep_forever();
-            self.enhanced.iter().for_each(CommandQueue::keep_forever);
+        let queues = || [&self.commands].into_iter().chain(&self.enhanced);
+        let stopped = stop(&self.platform, &self.mmio, &self.features, self.timeout_ns);
+        stopped.inspect(|()| queues().for_each(CommandQueue::end)).inspect_err(|_| {
+            queues().for_each(CommandQueue::keep_forever);
             events.keep_forever();
             self.streams.lock().keep_forever();
         })

@@ -1,7 +1,7 @@
 //! What the tests on the model share.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use smmuv3::arch::{Event, Prot, Stage};
+use smmuv3::arch::{Command, Event, Prot, Stage, SyncSignal};
 use smmuv3::platform::Iova;
 use smmuv3::{DeviceConfig, Geometry, Iommu, PagingDomain, SmmuHandle, SmmuOptions};
 use smmuv3_model::{DataPages, Device, Laziness, Model, ModelConfig, ModelPlatform, ModelSmmuConfig};
@@ -50,6 +50,17 @@ impl Rig {
     /// The hardware behind a StreamID.
     pub fn device(&self, sid: u32) -> Device {
         self.model.device(0, sid)
+    }
+
+    /// The commands that an SMMU has consumed since the last time, without what CMD_SYNCs do to tell of themselves.
+    pub fn take_commands(&self, smmu: usize) -> Vec<Command> {
+        let mut commands = self.model.take_commands(smmu);
+        for command in &mut commands {
+            if let Command::Sync(signal) = command {
+                *signal = SyncSignal::None;
+            }
+        }
+        commands
     }
 
     pub fn page(&self) -> DataPages {

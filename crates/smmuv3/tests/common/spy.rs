@@ -280,6 +280,10 @@ impl<R: Rcu> Platform for SpyPlatform<R> {
             None => self.inner.relax(),
         }
     }
+    fn wait_while(&self, word: &AtomicU64, value: u64) {
+        self.inner.wait_while(word, value);
+        self.relax();
+    }
     fn ats_enable(&self, smmu: u8, sid: u32, stu: u8) -> bool {
         let _outside = Outside::enter();
         let (gone, refused) = self.steps.step();
