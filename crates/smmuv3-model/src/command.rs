@@ -269,7 +269,7 @@ impl Unit {
     fn inner_sync(&self) -> bool {
         let (ring, queue) = (self.ring(self.queue), &self.regs.queues[self.queue]);
         let next = ring.next(queue.cons & ring.mask());
-        let word = (next != queue.prod & ring.mask()).then(|| self.memory.read_u64(ring.addr(next))).flatten();
+        let word = (next != queue.prod & ring.mask()).then(|| self.own_read(ring.addr(next))).flatten();
         word.is_some_and(|word| matches!(word as u8, 0x40 | 0x10))
     }
 

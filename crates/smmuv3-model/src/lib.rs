@@ -118,7 +118,8 @@ impl Model {
     pub fn new(config: ModelConfig) -> Self {
         assert!((1..=16).contains(&config.smmus.len()), "1 to 16 SMMUs");
         let oracle = Arc::new(Oracle::default());
-        let memory = Arc::new(Memory::new(config.ram_size, config.ram_base, oracle.clone()));
+        let caches = config.smmus.iter().any(|smmu| !smmu.coherent);
+        let memory = Arc::new(Memory::new(config.ram_size, config.ram_base, caches, oracle.clone()));
         let clock = Arc::new(Clock::new());
         let smmu = |(index, smmu): (usize, &ModelSmmuConfig)| {
             Arc::new(Smmu::new(index, smmu, config.seed, memory.clone(), oracle.clone(), clock.clone()))
@@ -176,9 +177,9 @@ impl Model {
         self.0.memory.read_u64(addr.0)
     }
 
-    /// Writes the word at `addr`, a multiple of 8, as the CPU does; false outside RAM.
+    /// Writes the word at `addr`, a multiple of 8, as the CPU does, and cleans it; false outside RAM.
     pub fn write_u64(&self, addr: PhysAddr, value: u64) -> bool {
-        self.0.memory.write_u64(addr.0, value)
+        self.0.memory.write_u64(addr.0, value) && self.0.memory.clean_bytes(addr.0, 8)
     }
 
     /// Reads bytes as the CPU does; false if they are not all in RAM.
@@ -186,9 +187,9 @@ impl Model {
         self.0.memory.read(addr.0, buf)
     }
 
-    /// Writes bytes as the CPU does; false if they are not all in RAM.
+    /// Writes bytes as the CPU does, and cleans them; false if they are not all in RAM.
     pub fn write_bytes(&self, addr: PhysAddr, buf: &[u8]) -> bool {
-        self.0.memory.write(addr.0, buf)
+        self.0.memory.write(addr.0, buf) && self.0.memory.clean_bytes(addr.0, buf.len())
     }
 
     /// Pages that the driver holds now: 0 once it has given back all.

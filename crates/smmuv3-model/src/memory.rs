@@ -68,6 +68,10 @@ struct Allocator {
 /// RAM with an owner for each page.
 pub(crate) struct Memory {
     words: Arc<[AtomicU64]>,
+    /// What an SMMU sees that does not look into the CPU's caches: `words` is what stands in those. Empty where there is no such SMMU.
+    uncached: Box<[AtomicU64]>,
+    /// One copy at a time, so that an older one does not replace a newer.
+    copying: Mutex<()>,
     base: u64,
     pages: Box<[AtomicU64]>,
     tick: AtomicU64,
@@ -82,11 +86,13 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn new(size: usize, base: PhysAddr, oracle: Arc<Oracle>) -> Self {
+    pub(crate) fn new(size: usize, base: PhysAddr, caches: bool, oracle: Arc<Oracle>) -> Self {
         assert!(size > 0 && size.is_multiple_of(PAGE as usize), "RAM is whole pages");
         assert!(base.0.is_multiple_of(PAGE), "RAM starts at a page");
         Memory {
             words: (0..size / 8).map(|_| AtomicU64::new(POISON)).collect(),
+            uncached: (0..if caches { size / 8 } else { 0 }).map(|_| AtomicU64::new(POISON)).collect(),
+            copying: Mutex::default(),
             base: base.0,
             pages: (0..size / PAGE as usize).map(|_| AtomicU64::new(PageState::pack(Owner::Free, 0))).collect(),
             tick: AtomicU64::new(1),
@@ -136,6 +142,52 @@ impl Memory {
     /// The word that contains `addr`.
     pub(crate) fn read_u64(&self, addr: u64) -> Option<u64> {
         Some(self.word(addr)?.load(Acquire))
+    }
+
+    /// The same past the CPU's caches, which may at any time write back what stands in them: they do so now, if `evicted`.
+    pub(crate) fn read_uncached(&self, addr: u64, evicted: bool) -> Option<u64> {
+        let index = usize::try_from(addr.checked_sub(self.base)? / 8).ok()?;
+        let word = self.uncached.get(index)?;
+        if evicted {
+            self.clean(index, 1);
+        }
+        Some(word.load(Acquire))
+    }
+
+    pub(crate) fn write_uncached(&self, addr: u64, value: u64) -> bool {
+        let Some(offset) = addr.checked_sub(self.base) else { return false };
+        self.uncached.get(offset as usize / 8).map(|word| word.store(value, Release)).is_some()
+    }
+
+    /// The index of a part of RAM.
+    pub(crate) fn index_of(&self, words: &[AtomicU64]) -> usize {
+        (words.as_ptr().addr() - self.words.as_ptr().addr()) / 8
+    }
+
+    /// [`clean`](Self::clean) by address. False outside RAM.
+    pub(crate) fn clean_bytes(&self, addr: u64, count: usize) -> bool {
+        let Some(first) = addr.checked_sub(self.base).map(|offset| offset as usize / 8) else { return false };
+        let end = (addr - self.base + count as u64).div_ceil(8) as usize;
+        self.clean(first, end - first);
+        true
+    }
+
+    /// Writes back what stands in the caches of the CPU.
+    pub(crate) fn clean(&self, first: usize, count: usize) {
+        self.copy(&self.words, &self.uncached, first, count);
+    }
+
+    /// Forgets what stands in the caches of the CPU.
+    pub(crate) fn discard(&self, first: usize, count: usize) {
+        self.copy(&self.uncached, &self.words, first, count);
+    }
+
+    fn copy(&self, from: &[AtomicU64], to: &[AtomicU64], first: usize, count: usize) {
+        if !self.uncached.is_empty() {
+            let _copying = lock(&self.copying);
+            let (from, to) = (&from[first..first + count], &to[first..first + count]);
+            from.iter().zip(to).for_each(|(from, to)| to.store(from.load(Acquire), Release));
+        }
     }
 
     pub(crate) fn write_u64(&self, addr: u64, value: u64) -> bool {

@@ -52,6 +52,8 @@ impl Platform for ModelPlatform {
     type RawMutex = spin::mutex::SpinMutex<()>;
     type Rcu = smmuv3::rcu::ShardedRcu<Self::RawMutex>;
 
+    const CACHE_MAINTENANCE: bool = true;
+
     fn window(&self) -> &DmaWindow {
         &self.0.window
     }
@@ -74,6 +76,14 @@ impl Platform for ModelPlatform {
 
     fn read_barrier(&self) {
         fence(SeqCst);
+    }
+
+    fn clean(&self, words: &[AtomicU64]) {
+        self.0.memory.clean(self.0.memory.index_of(words), words.len());
+    }
+
+    fn discard(&self, words: &[AtomicU64]) {
+        self.0.memory.discard(self.0.memory.index_of(words), words.len());
     }
 
     fn now_ns(&self) -> u64 {

@@ -196,7 +196,7 @@ impl Unit {
 
     /// When the command at `addr` is consumed, where the one before it was consumed at `at`.
     fn due(&self, queue: usize, addr: u64, at: u64) -> u64 {
-        let sync = self.memory.read_u64(addr).is_some_and(|word| word as u8 == SYNC);
+        let sync = self.own_read(addr).is_some_and(|word| word as u8 == SYNC);
         if sync {
             at.max(self.regs.queues[queue].complete) + self.latency.sync_ns
         } else {
@@ -252,7 +252,7 @@ impl Unit {
         let addr = ring.addr(prod);
         self.check_own_access(addr, "Event queue");
         let words = event.encode().0;
-        if !words.iter().zip(0..).all(|(&word, i)| self.memory.write_u64(addr + 8 * i, word)) {
+        if !words.iter().zip(0..).all(|(&word, i)| self.own_write(addr + 8 * i, word)) {
             // A synchronous abort: PROD does not move.
             self.events_lost += 1;
             self.raise(Gerror::EVENTQ_ABT_ERR);

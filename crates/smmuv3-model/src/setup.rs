@@ -63,7 +63,8 @@ pub struct ModelSmmuConfig {
     pub msi: bool,
     /// Wake-up events (`IDR0.SEV`).
     pub sev: bool,
-    /// Coherent table and queue accesses (`IDR0.COHACC`). The model's memory is coherent in either case.
+    /// Coherent table and queue accesses (`IDR0.COHACC`). Without, they go past the CPU's caches, whose contents the platform cleans and discards, and which
+    /// are written back at any time besides.
     pub coherent: bool,
     /// `IDR0.STALL_MODEL`. Stalls are not modelled: transactions that should stall are terminated.
     pub stall_model: StallModel,

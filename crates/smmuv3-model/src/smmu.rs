@@ -273,9 +273,26 @@ impl Unit {
 
     /// Reads a word of a structure, for a transaction or (`None`) for the SMMU itself. `None`: there is no memory.
     pub(crate) fn fetch(&self, addr: u64, request: Option<&Request>, what: &'static str) -> Option<u64> {
-        let value = self.memory.read_u64(addr)?;
+        let value = self.own_read(addr)?;
         self.check_walk(addr, request, false, what);
         Some(value)
+    }
+
+    /// A word as the SMMU reads it for itself.
+    pub(crate) fn own_read(&self, addr: u64) -> Option<u64> {
+        if self.features.coherent {
+            return self.memory.read_u64(addr);
+        }
+        let evicted = self.memory.tick().is_multiple_of(4);
+        self.memory.read_uncached(addr, evicted)
+    }
+
+    /// Writes a word as the SMMU does for itself. False: there is no memory.
+    pub(crate) fn own_write(&self, addr: u64, value: u64) -> bool {
+        match self.features.coherent {
+            true => self.memory.write_u64(addr, value),
+            false => self.memory.write_uncached(addr, value),
+        }
     }
 
     /// Checks a write that the SMMU makes for itself.

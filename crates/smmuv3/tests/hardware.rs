@@ -27,6 +27,15 @@ fn add(config: ModelSmmuConfig) -> Result<(), AddSmmuError> {
     result
 }
 
+#[test]
+fn without_cache_maintenance_an_smmu_that_does_not_look_into_caches_is_refused() {
+    let model = Model::new(ModelConfig::with_smmu(ModelSmmuConfig { coherent: false, ..Default::default() }));
+    let iommu = Iommu::new(<SpyPlatform>::new(&model)).unwrap();
+    let error = iommu.add_smmu(Spy::new(&model), quick()).unwrap_err();
+    assert_eq!(error, AddSmmuError::Unsupported(Unsupported::NotCoherent));
+    assert_eq!(model.driver_pages(), 0);
+}
+
 /// `None`: the SMMU loses messages, and registers tell.
 #[test]
 fn a_cmd_sync_tells_in_the_quickest_way_that_is_offered_and_allowed() {
@@ -76,7 +85,6 @@ fn an_smmu_that_the_driver_cannot_serve_is_refused_by_name() {
     let base = ModelSmmuConfig::default;
     for (config, why) in [
         (ModelSmmuConfig { stage1: false, stage2: false, ..base() }, Unsupported::NoTranslation),
-        (ModelSmmuConfig { coherent: false, ..base() }, Unsupported::NotCoherent),
         (ModelSmmuConfig { stall_model: StallModel::Forced, ..base() }, Unsupported::StallForced),
         (ModelSmmuConfig { granules: [false; 3], ..base() }, Unsupported::NoGranule),
         (ModelSmmuConfig { cmdq_log2: 0, ..base() }, Unsupported::CommandQueue),

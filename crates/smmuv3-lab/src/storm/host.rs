@@ -40,8 +40,18 @@ impl Platform for Host {
     type RawMutex = spin::mutex::SpinMutex<(), Waiting>;
     type Rcu = smmuv3::rcu::ShardedRcu<Self::RawMutex>;
 
+    const CACHE_MAINTENANCE: bool = true;
+
     fn window(&self) -> &DmaWindow {
         self.0.window()
+    }
+    fn clean(&self, words: &[AtomicU64]) {
+        context::point();
+        self.0.clean(words);
+        context::point();
+    }
+    fn discard(&self, words: &[AtomicU64]) {
+        self.0.discard(words);
     }
     fn dma_alloc(&self, size: usize, align: usize) -> Option<PhysAddr> {
         let memory = self.0.dma_alloc(size, align);

@@ -61,7 +61,7 @@ impl Machine {
             .map(|index| {
                 let mut rng = self.rng(index);
                 let st_two_level = !rng.one_in(3);
-                ModelSmmuConfig {
+                let config = ModelSmmuConfig {
                     range_inv: !rng.one_in(3),
                     asid16: rng.one_in(3),
                     vmid16: rng.one_in(3),
@@ -74,7 +74,9 @@ impl Machine {
                     // Behind what was drawn before there were such queues.
                     ecmdqs: rng.one_in(3).then_some(Ecmdqs { log2_pages: 1, log2_queues: 1 }),
                     ..ModelSmmuConfig::default()
-                }
+                };
+                // They need coherent accesses.
+                ModelSmmuConfig { coherent: config.ecmdqs.is_some() || !rng.one_in(3), ..config }
             })
             .collect();
         Ok(ModelConfig { ram_size: self.ram_mib << 20, smmus, seed: self.luck, ..ModelConfig::default() })

@@ -140,6 +140,17 @@ impl Cd {
 }
 
 impl RawCd {
+    /// The same, for an SMMU that reads tables past the CPU's caches (`IDR0.COHACC` = 0): non-cacheable and outer shareable.
+    pub fn uncached(mut self) -> Self {
+        let w0 = Word0::new_with_raw_value(self.0[0]);
+        if w0.v() {
+            self.0[0] = w0.with_ir0(u2::new(0)).with_or0(u2::new(0)).with_sh0(u2::new(2)).raw_value();
+        }
+        self
+    }
+}
+
+impl RawCd {
     /// The descriptor as an SMMU with these features takes it (§5.4.2).
     ///
     /// Only little-endian VMSAv8-64 tables for low addresses, without hardware flag updates, are understood; anything

@@ -336,6 +336,21 @@ impl Ste {
 }
 
 impl RawSte {
+    /// The same, for an SMMU that reads CDs and tables past the CPU's caches (`IDR0.COHACC` = 0): non-cacheable and outer shareable.
+    pub fn uncached(mut self) -> Self {
+        let config = Word0::new_with_raw_value(self.0[0]).config().value();
+        let (none, outer) = (u2::new(0), u2::new(2));
+        if config & 0b101 == 0b101 {
+            let w1 = Word1::new_with_raw_value(self.0[1]);
+            self.0[1] = w1.with_s1cir(none).with_s1cor(none).with_s1csh(outer).raw_value();
+        }
+        if config & 0b110 == 0b110 {
+            let w2 = Word2::new_with_raw_value(self.0[2]);
+            self.0[2] = w2.with_s2ir0(none).with_s2or0(none).with_s2sh0(outer).raw_value();
+        }
+        self
+    }
+
     /// The entry as an SMMU with these features takes it, following the checks of §5.2.2.
     ///
     /// Fields that the configuration ignores are not looked at. Only little-endian VMSAv8-64 stage 2 tables without hardware

@@ -96,7 +96,8 @@ impl<P: Platform> DeviceInner<P> {
             if let Some(words) = streams.ste(sid) {
                 let sync = || self.smmu.run([Command::CfgiSte { sid, leaf: true }]);
                 let forgotten = if ste.allows_ats() { self.forget_before(sid, words) } else { Ok(()) };
-                let write = || table::write(&self.fleet.platform, words, ste.encode(), sync).map(|_| ());
+                let raw = if self.smmu.features.coherent { ste.encode() } else { ste.encode().uncached() };
+                let write = || table::write(&self.fleet.platform, words, raw, sync).map(|_| ());
                 result = result.and(forgotten.and_then(|()| write()));
             }
         }
@@ -126,6 +127,7 @@ impl<P: Platform> DeviceInner<P> {
     pub(super) fn write_cd(&self, state: &State<P>, ssid: u32, cd: RawCd, leaf: bool) -> Result<(), QueueError> {
         let Some(words) = state.cds.as_ref().and_then(|cds| cds.cd(ssid)) else { return Ok(()) };
         let sync = || self.smmu.run(self.sids.iter().map(|&sid| Command::CfgiCd { sid, ssid, leaf }));
+        let cd = if self.smmu.features.coherent { cd } else { cd.uncached() };
         table::write(&self.fleet.platform, words, cd, sync)?;
         Ok(())
     }

@@ -68,10 +68,11 @@ impl<P: Platform> PageTable<P> {
     /// The descriptors are visible to the SMMU after the caller's next barrier.
     #[inline]
     pub(crate) fn map(&self, iova: Iova, paddr: PhysAddr, len: u64, prot: Prot) -> Result<(), MapFailure> {
-        if len == self.page_size && self.map_page(iova, Desc::leaf(paddr, 3, self.shape.stage(), prot)) {
-            return Ok(());
-        }
-        self.map_long(Rest { at: iova.0, end: iova.0 + len, paddr: paddr.0, prot })
+        let page = len == self.page_size && self.map_page(iova, Desc::leaf(paddr, 3, self.shape.stage(), prot));
+        let result =
+            if page { Ok(()) } else { self.map_long(Rest { at: iova.0, end: iova.0 + len, paddr: paddr.0, prot }) };
+        self.clean(iova, len);
+        result
     }
 
     /// Maps a page if its table is there and nothing stands in its entry. False: nothing was done.

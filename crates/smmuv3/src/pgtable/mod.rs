@@ -19,6 +19,7 @@
 //!
 //! Every method here that walks is called inside a read section.
 
+mod clean;
 mod dead;
 mod map;
 mod unmap;

@@ -34,6 +34,13 @@ impl<P: Platform> PageTable<P> {
     /// A block that the range covers only in part is an error (its address and size), and nothing is changed.
     #[inline]
     pub(crate) fn unmap(&self, iova: Iova, len: u64) -> Result<Unmapped, (Iova, u64)> {
+        let found = self.clear(iova, len);
+        self.clean(iova, len);
+        found
+    }
+
+    #[inline]
+    fn clear(&self, iova: Iova, len: u64) -> Result<Unmapped, (Iova, u64)> {
         if len != self.page_size {
             return self.unmap_long(iova, len);
         }

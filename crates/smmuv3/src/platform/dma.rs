@@ -35,6 +35,7 @@ impl<P: Platform> DmaBox<P> {
         match platform.window().words(addr, size / 8) {
             Some(words) if addr.0.is_multiple_of(align as u64) => {
                 fill(words);
+                platform.clean(words);
                 Some(DmaBox { platform: platform.clone(), addr, size, align, keep: AtomicBool::new(false) })
             }
             _ => {

@@ -73,7 +73,7 @@ pub trait Mmio: Send + Sync {
 ///
 /// # What the implementer ensures
 /// - The methods may be called from any thread and at the same time; none sleeps, none panics.
-/// - The SMMUs reach DMA memory coherently with the CPU (`SMMU_IDR0.COHACC` = 1).
+/// - The SMMUs reach DMA memory coherently with the CPU (`SMMU_IDR0.COHACC` = 1), or there is [`CACHE_MAINTENANCE`](Self::CACHE_MAINTENANCE).
 ///
 /// # What the caller ensures
 /// - Memory goes back through [`dma_free`](Self::dma_free) once, with the numbers it was asked for with, and
@@ -87,6 +87,10 @@ pub trait Platform: Clone + Send + Sync + 'static {
     type RawMutex: lock_api::RawMutex + Send + Sync;
     /// Read sections and grace periods: the kernel's own, or [`ShardedRcu`](crate::rcu::ShardedRcu). Each `Iommu` makes one.
     type Rcu: crate::rcu::Rcu;
+
+    /// Whether [`clean`](Self::clean) and [`discard`](Self::discard) are there. Without them, an SMMU that does not look into the CPU's caches
+    /// (`SMMU_IDR0.COHACC` = 0) is refused. With them, each change of a table is cleaned, whatever the SMMUs are like.
+    const CACHE_MAINTENANCE: bool = false;
 
     /// The window that all DMA memory lies in. Always the same one.
     fn window(&self) -> &DmaWindow;
@@ -116,6 +120,24 @@ pub trait Platform: Clone + Send + Sync + 'static {
     ///
     /// On AArch64 a `DMB LD` of the full system. Reads of a queue come after the read of its index register.
     fn read_barrier(&self);
+
+    /// Writes `words`, a part of DMA memory, back from the CPU's caches. When it returns, an SMMU that reads memory alone sees them as they are
+    /// now, or newer.
+    ///
+    /// On AArch64 a `DC CVAC` for each cache line, and a `DSB SY`. Lines may be shared with other words, and written by other CPUs.
+    #[inline]
+    fn clean(&self, words: &[AtomicU64]) {
+        let _ = words;
+    }
+
+    /// Sees to it that the next read of `words`, a part of the event queue, finds what an SMMU has written to memory. The CPU has written nothing to these
+    /// cache lines that was not cleaned.
+    ///
+    /// On AArch64 a `DC IVAC` for each cache line, and a `DSB SY`.
+    #[inline]
+    fn discard(&self, words: &[AtomicU64]) {
+        let _ = words;
+    }
 
     /// Nanoseconds since some fixed moment; never goes back.
     fn now_ns(&self) -> u64;

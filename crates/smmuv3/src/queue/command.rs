@@ -449,6 +449,15 @@ impl<P: Platform> CommandQueue<P> {
                 entry.iter().zip(command.0).for_each(|(word, value)| word.store(value, Relaxed));
             }
         }
+        if P::CACHE_MAINTENANCE {
+            let all = 2 * self.ring.size() as usize;
+            let first = 2 * self.ring.place(start);
+            let end = first + 2 * commands.len();
+            // Behind the end of the queue it goes on at its beginning.
+            for part in [first..end.min(all), 0..end.saturating_sub(all)] {
+                self.platform.clean(entries.get(part).unwrap_or(&[]));
+            }
+        }
     }
 
     /// Tells the SMMU of everything before a position.

@@ -22,6 +22,8 @@ pub struct EventsTaken {
 pub(crate) struct EventQueue<P: Platform> {
     platform: P,
     entries: DmaBox<P>,
+    /// The SMMU writes past the CPU's caches.
+    uncached: bool,
     log2: u8,
     cons: u32,
     /// OVACKFLG
@@ -30,10 +32,10 @@ pub(crate) struct EventQueue<P: Platform> {
 
 impl<P: Platform> EventQueue<P> {
     /// A queue of `2^log2` events. `None`: no memory.
-    pub(crate) fn new(platform: &P, log2: u8) -> Option<Self> {
+    pub(crate) fn new(platform: &P, log2: u8, coherent: bool) -> Option<Self> {
         let size = ENTRY_SIZE << log2;
         let entries = DmaBox::new(platform, size, size)?;
-        Some(EventQueue { platform: platform.clone(), entries, log2, cons: 0, acknowledged: 0 })
+        Some(EventQueue { platform: platform.clone(), entries, uncached: !coherent, log2, cons: 0, acknowledged: 0 })
     }
 
     /// The value of `SMMU_EVENTQ_BASE`. PROD and CONS start at 0.
@@ -60,6 +62,9 @@ impl<P: Platform> EventQueue<P> {
         for _ in 0..waiting {
             let slot = (self.cons & (mask >> 1)) as usize * 4;
             if let Some(words) = self.entries.words().get(slot..slot + 4) {
+                if self.uncached {
+                    self.platform.discard(words);
+                }
                 each(RawEvent(core::array::from_fn(|word| words[word].load(Relaxed))).decode());
             }
             self.cons = self.cons.wrapping_add(1) & mask;

@@ -8,7 +8,7 @@ use crate::primitive::Ordering::Relaxed;
 /// How a CMD_SYNC tells that it has completed (IHI 0070 §4.7.3), from the quickest way on. What an SMMU does not offer falls to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Completion {
-    /// It writes a word of memory, which costs less to look at than a register (`IDR0.MSI`). A CPU that [`Platform::wait_while`] puts to sleep wakes up when
+    /// It writes a word of memory, which costs less to look at than a register (`IDR0.MSI`, `COHACC`). A CPU that [`Platform::wait_while`] puts to sleep wakes up when
     /// it is written. Where messages are lost, registers tell.
     #[default]
     Message,
@@ -22,7 +22,7 @@ impl Completion {
     /// This way, or the next that the SMMU offers.
     pub(crate) fn offered(self, features: &Features) -> Self {
         match self {
-            Completion::Message if features.msi => Completion::Message,
+            Completion::Message if features.msi && features.coherent => Completion::Message,
             Completion::Message | Completion::Event if features.sev => Completion::Event,
             _ => Completion::Register,
         }

@@ -34,7 +34,7 @@ pub enum Unsupported {
     /// Big-endian translation tables only.
     #[error("little-endian tables are not supported (IDR0.TTENDIAN)")]
     BigEndian,
-    /// Tables and queues are not read through the CPU's caches.
+    /// Tables and queues are not read through the CPU's caches, and the platform has no [`Platform::CACHE_MAINTENANCE`].
     #[error("accesses to tables and queues are not coherent (IDR0.COHACC)")]
     NotCoherent,
     /// Table or queue base registers are fixed.
@@ -60,7 +60,7 @@ pub enum Unsupported {
 }
 
 /// Reads the ID registers, and refuses what the driver can't serve.
-fn probe<M: Mmio>(mmio: &M) -> Result<Features, Unsupported> {
+fn probe<P: Platform>(mmio: &P::Mmio) -> Result<Features, Unsupported> {
     let idr0 = mmio.read32(offset::IDR0);
     if idr0 == u32::MAX || idr0 == 0 {
         return Err(Unsupported::NotThere(idr0));
@@ -80,7 +80,7 @@ fn probe<M: Mmio>(mmio: &M) -> Result<Features, Unsupported> {
         (!features.stage1 && !features.stage2, Unsupported::NoTranslation),
         (!features.aarch64_tables, Unsupported::TableFormat),
         (!features.little_endian, Unsupported::BigEndian),
-        (!features.coherent, Unsupported::NotCoherent),
+        (!features.coherent && !P::CACHE_MAINTENANCE, Unsupported::NotCoherent),
         (features.preset, Unsupported::Preset),
         (features.cmdq_log2 == 0, Unsupported::CommandQueue),
         (features.stall_model == StallModel::Forced, Unsupported::StallForced),
@@ -104,7 +104,7 @@ impl<P: Platform> Smmu<P> {
                 return Err(AddSmmuError::BadOption { name, value });
             }
         }
-        let features = probe(&mmio)?;
+        let features = probe::<P>(&mmio)?;
         stop(platform, &mmio, &features, options.timeout_ns)?;
         let none = AddSmmuError::NoMemory;
         let queue = QueueOptions {
@@ -122,7 +122,7 @@ impl<P: Platform> Smmu<P> {
             vmids: Mutex::new(Tags::new(features.vmid_bits).ok_or(none)?),
             commands: CommandQueue::new(platform, queue).ok_or(none)?,
             enhanced: Vec::new(),
-            events: Mutex::new(EventQueue::new(platform, eventq_log2).ok_or(none)?),
+            events: Mutex::new(EventQueue::new(platform, eventq_log2, features.coherent).ok_or(none)?),
             ats_stu: features.smallest_granule().map_or(0, |granule| granule.shift() as u8 - 12),
             users: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
@@ -144,10 +144,11 @@ impl<P: Platform> Smmu<P> {
 
     fn reset(&self, interrupts: bool) -> Result<(), AddSmmuError> {
         let mmio = &self.mmio;
-        // Tables and queues lie in write-back, inner shareable memory.
-        let (wb, inner) = (u2::new(1), u2::new(3));
-        let cr1 = Cr1::default().with_queue_ic(wb).with_queue_oc(wb).with_queue_sh(inner);
-        let cr1 = cr1.with_table_ic(wb).with_table_oc(wb).with_table_sh(inner);
+        // Tables and queues are read through write-back, inner shareable caches, or through none.
+        let (cache, share) = if self.features.coherent { (1, 3) } else { (0, 2) };
+        let (cache, share) = (u2::new(cache), u2::new(share));
+        let cr1 = Cr1::default().with_queue_ic(cache).with_queue_oc(cache).with_queue_sh(share);
+        let cr1 = cr1.with_table_ic(cache).with_table_oc(cache).with_table_sh(share);
         mmio.write32(offset::CR1, cr1.raw_value());
         // The CPU's own TLB maintenance is none of this driver's; unknown streams are to be heard of.
         mmio.write32(offset::CR2, Cr2::default().with_ptm(true).with_recinvsid(true).raw_value());

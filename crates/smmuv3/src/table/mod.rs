@@ -33,6 +33,7 @@ pub(crate) fn write<E: Entry, P: Platform, Error>(
         for (index, word) in words.iter().enumerate().filter(|(index, _)| changed & (1 << index) != 0) {
             word.store(entry[index], Relaxed);
         }
+        platform.clean(words);
         // The words come before the command that makes the SMMU read them. litmus: doorbell-data
         platform.write_barrier();
         // litmus: entry-steps

@@ -3,6 +3,7 @@
 use crate::primitive::AtomicU64;
 use crate::primitive::Ordering::Relaxed;
 use allocator_api2::vec::Vec;
+use core::slice;
 
 use super::entry_at;
 use crate::arch::{Features, L1Std, regs};
@@ -181,6 +182,7 @@ impl<P: Platform> StreamTable<P> {
         // The STEs, all invalid, come before the pointer to them. litmus: table-link
         self.platform.write_barrier();
         word.store(desc.raw_value(), Relaxed);
+        self.platform.clean(slice::from_ref(word));
         *slot = Some(leaf);
         Ok(())
     }
