@@ -343,7 +343,7 @@ impl<'a> Iort<'a> {
         self.parse().map_while(Result::ok)
     }
 
-    /// The nodes. Ends after the first error. Each is at least 16 bytes long, so there is an end whatever their number is said to be.
+    /// The nodes. What comes after an error means nothing. Each is at least 16 bytes long, so there is an end whatever their number is said to be.
     fn parse(&self) -> impl Iterator<Item = Result<Node<'a>, Error>> + use<'a> {
         let table = self.table;
         let mut next = table.u32(NODES).map_or(0, |first| first as usize);
@@ -351,10 +351,7 @@ impl<'a> Iort<'a> {
         core::iter::from_fn(move || {
             left = left.checked_sub(1)?;
             let node = Node::parse(&table, next);
-            match &node {
-                Ok(node) => next += node.bytes.bytes.len(),
-                Err(_) => left = 0,
-            }
+            next += node.as_ref().map_or(0, |node| node.bytes.bytes.len());
             Some(node)
         })
     }

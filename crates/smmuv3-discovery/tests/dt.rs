@@ -265,6 +265,13 @@ fn interrupts_of_another_controller_are_not_taken_for_those_of_a_gic() {
 }
 
 #[test]
+fn the_cpus_of_a_gicv2s_private_interrupt_are_no_trigger() {
+    let with_names = smmu(gic()).cells("reg", REG).property("interrupt-names", b"eventq\0");
+    let tree = with_names.cells("interrupts", &[1, 5, 0xf04]).end().finish();
+    assert_eq!(smmus(&tree)[0].interrupts.event, interrupt(InterruptKind::Ppi, 5, Trigger::LevelHigh));
+}
+
+#[test]
 fn an_address_that_the_buses_above_do_not_pass_on_is_an_error() {
     // Child address, parent address, size, of 1, 2 and 1 cells.
     let bus = |ranges: Option<&[u32]>| {
@@ -359,12 +366,17 @@ fn what_is_wrong_with_a_host_bridge_is_named() {
     let tree = host(&[("ranges", &[])]);
     let error = bridges(&tree)[0].windows().err().unwrap().to_string();
     assert_eq!(error, "pci: `#address-cells` has the value 0x2, which is out of range");
+    let wide = Maker::new().cells("#address-cells", &[3]).node("pci").property("device_type", b"pci\0");
+    let wide = wide.cells(pci[0].0, pci[0].1).cells(pci[1].0, pci[1].1).cells("ranges", &[0; 8]).end().finish();
+    let error = bridges(&wide)[0].windows().err().unwrap().to_string();
+    assert_eq!(error, "pci: `ranges` has a number of 3 cells");
     let tree = host(&[]);
     assert_eq!(bridges(&tree)[0].windows().err().unwrap().to_string(), "pci: `ranges` is missing");
     assert_eq!(bridges(&tree)[0].ecam().unwrap_err().to_string(), "pci: `reg` is missing");
     for (buses, error) in [
         (&[0][..], "pci: `bus-range` has 4 bytes, which do not make whole entries"),
         (&[0, 0, 0], "pci: `bus-range` has 12 bytes, which do not make whole entries"),
+        (&[0, 1, 2, 3], "pci: `bus-range` has 16 bytes, which do not make whole entries"),
         (&[0, 256], "pci: `bus-range` has the value 0x100, which is out of range"),
         (&[5, 4], "pci: `bus-range` has the value 0x500000004, which is out of range"),
     ] {

@@ -66,7 +66,7 @@ impl<'a> Windows<'a> {
         let Some(bytes) = bus.property(RANGES) else { return Ok(None) };
         let widths = [address_cells(bus)?, address_cells(above)?, size_cells(bus)?];
         let width = widths.iter().map(|width| u64::from(*width) * 4).sum::<u64>();
-        let whole = bytes.is_empty() || (width > 0 && (bytes.len() as u64).is_multiple_of(width));
+        let whole = width > 0 && (bytes.len() as u64).is_multiple_of(width);
         match Cells::new(bytes).filter(|_| whole) {
             Some(cells) => Ok(Some(Windows { cells, widths })),
             None => Err(Problem::Length(bytes.len()).of(bus, RANGES)),
