@@ -14,7 +14,7 @@ use crate::machine::Conduit;
 pub const MAX_CPUS: usize = 8;
 
 /// Pages of 4 KiB in the stack of a CPU that is not the first.
-const STACK_PAGES: usize = 16;
+const STACK_PAGES: usize = 32;
 
 #[unsafe(link_section = ".stack.secondary")]
 static mut STACKS: [Stack<STACK_PAGES>; MAX_CPUS] = [const { Stack::new() }; MAX_CPUS];
@@ -154,9 +154,8 @@ pub fn start(conduit: Conduit, affinity: u64, index: usize, body: fn()) {
         body();
         sleep()
     };
-    // SAFETY: an index into an array that is as long.
-    let stack = unsafe { (&raw mut STACKS).cast::<Stack<STACK_PAGES>>().add(index) };
     assert!((1..MAX_CPUS).contains(&index));
+    let stack = (&raw mut STACKS).cast::<Stack<STACK_PAGES>>().wrapping_add(index);
     let started = match conduit {
         // SAFETY: each index is given once, so that the stack is one CPU's alone; all CPUs have the same page table.
         Conduit::Hvc => unsafe { aarch64_rt::start_core::<Hvc, _, STACK_PAGES>(affinity, stack, run) },

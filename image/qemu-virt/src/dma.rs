@@ -12,6 +12,7 @@ use smmuv3::platform::{Iova, PhysAddr};
 
 use crate::memory::PAGE;
 use crate::platform::Virt;
+use crate::sabotage::{self, Sabotage};
 
 /// The lowest address that is given out, above all of RAM: a device that gets round the SMMU reaches nothing. And it is not 0, which `virtio-drivers` takes
 /// for failure.
@@ -50,7 +51,9 @@ impl Space {
         assert!(len <= SLOT as u64, "a buffer of {len} bytes is too long for a slot");
         let slot = self.take_slot().expect("a free slot");
         let iova = Iova(BASE + (slot * SLOT) as u64);
-        self.domain.map(iova, PhysAddr(first), len, prot).expect("a mapping");
+        if !sabotage::is(Sabotage::Unmapped) {
+            self.domain.map(iova, PhysAddr(first), len, prot).expect("a mapping");
+        }
         Iova(iova.0 + offset)
     }
 
@@ -68,7 +71,7 @@ impl Space {
     /// The lowest free slot, which is likely to be the last that became free.
     fn take_slot(&self) -> Option<usize> {
         self.slots.iter().enumerate().find_map(|(index, word)| {
-            let lowest = |taken: u64| (taken != u64::MAX).then(|| taken | taken + 1);
+            let lowest = |taken: u64| (taken != u64::MAX).then(|| taken | (taken + 1));
             // Acquire: partner of the Release in `unmap`.
             let before = word.fetch_update(Ordering::Acquire, Ordering::Relaxed, lowest).ok()?;
             Some(index * 64 + before.trailing_ones() as usize)

@@ -8,21 +8,28 @@ use smmuv3::arch::regs::{self, Cr0, Gerror, offset};
 use smmuv3::arch::{Class, Event, FaultStage, Prot, TranslationFault};
 use smmuv3::platform::{Iova, Mmio};
 use smmuv3::{Device, SmmuHandle};
+use smmuv3_discovery::{Interrupt, Interrupts};
 use spin::Once;
 
 use crate::dma::Space;
 use crate::lock::Mutex;
-use crate::machine::SmmuNode;
 use crate::memory::{PAGE, leak_pages};
-use crate::nvme::Nvme;
+use crate::nvme::{Nvme, Status};
 use crate::platform::{Registers, Virt};
+use crate::sabotage::{self, Sabotage};
 use crate::{cpu, gic, println};
 
+/// So many SMMUs are watched at most.
+const MOST_SMMUS: usize = 4;
 /// Events that are remembered until somebody asks.
 const MOST: usize = 64;
 const PATIENCE_NS: u64 = 5_000_000_000;
 
-static WATCHED: Once<Vec<(SmmuHandle<Virt>, SmmuNode)>> = Once::new();
+// What is counted of an SMMU.
+const FAULT: usize = 0;
+const ERROR: usize = 1;
+
+static WATCHED: Once<Vec<(SmmuHandle<Virt>, Interrupts)>> = Once::new();
 
 /// What was reported and nobody has asked for.
 static REPORTED: Mutex<Reported> = Mutex::new(Reported::new());
@@ -33,52 +40,76 @@ struct Reported {
     /// Events for which there was no room, here or in an SMMU's queue.
     lost: usize,
     errors: ArrayVec<(u8, Gerror), MOST>,
+    /// Faults and errors of each SMMU that were expected.
+    expected: [[usize; 2]; MOST_SMMUS],
 }
 
 impl Reported {
     const fn new() -> Self {
-        Reported { events: ArrayVec::new_const(), lost: 0, errors: ArrayVec::new_const() }
+        Reported {
+            events: ArrayVec::new_const(),
+            lost: 0,
+            errors: ArrayVec::new_const(),
+            expected: [[0; 2]; MOST_SMMUS],
+        }
     }
 }
 
 /// Takes the interrupts of these SMMUs, on this CPU.
-pub fn watch(smmus: Vec<(SmmuHandle<Virt>, SmmuNode)>) {
-    for (_, node) in WATCHED.call_once(|| smmus) {
-        gic::enable_edge(node.events);
-        gic::enable_edge(node.errors);
+pub fn watch(smmus: Vec<(SmmuHandle<Virt>, Interrupts)>) {
+    for (smmu, interrupts) in WATCHED.call_once(|| smmus) {
+        let wired = [interrupts.event, interrupts.gerror].map(|wire| wire.expect("an SMMU's interrupts are wired"));
+        println!("{}: interrupts {} for events, {} for global errors", smmu.id(), wired[0].intid(), wired[1].intid());
+        for (wire, deaf) in wired.iter().zip([Sabotage::DeafToEvents, Sabotage::DeafToErrors]) {
+            if !sabotage::is(deaf) {
+                gic::enable(wire);
+            }
+        }
     }
 }
 
 /// The handler. Runs with interrupts masked, on the CPU that called [`watch`].
-pub fn interrupt(number: u32) {
-    let watched = WATCHED.get().expect("interrupts come after `watch`");
-    for (smmu, node) in watched {
-        let index = smmu.id().index();
-        if node.events == number {
+pub fn interrupt(intid: u32) {
+    let is = |wire: Option<Interrupt>| wire.is_some_and(|wire| wire.intid() == intid);
+    for (smmu, interrupts) in WATCHED.get().expect("interrupts come after `watch`") {
+        let number = smmu.id().index();
+        if is(interrupts.event) {
             let mut reported = REPORTED.lock();
             let taken = smmu.take_events(|event| {
-                println!("{}: interrupt {number}: {event}", smmu.id());
-                reported.lost += usize::from(reported.events.try_push((index, event)).is_err());
+                println!("{}: interrupt {intid}: {event}", smmu.id());
+                reported.lost += usize::from(reported.events.try_push((number, event)).is_err());
             });
             reported.lost += usize::from(taken.overflow);
         }
-        if node.errors == number {
+        if is(interrupts.gerror) {
+            // Of a refused command, whoever waits for it is told: it is not among these.
             let errors = smmu.take_global_errors();
-            println!("{}: interrupt {number}: global errors: {errors}", smmu.id());
-            // Of the command queue's errors the driver tells whoever waits for the command.
-            let errors = errors.0;
+            println!("{}: interrupt {intid}: global errors: {errors}", smmu.id());
             let mut reported = REPORTED.lock();
-            if !errors.is_empty() && reported.errors.try_push((index, errors)).is_err() {
+            if !errors.is_empty() && reported.errors.try_push((number, errors.0)).is_err() {
                 reported.lost += 1;
             }
         }
     }
 }
 
-/// How much was reported that nobody expected.
-pub fn unexpected() -> usize {
+/// What was reported.
+pub struct Tally {
+    /// Translation faults, each as expected: of the SMMU that had the fewest.
+    pub faults: usize,
+    /// Global errors, each as expected: of the SMMU that had the fewest.
+    pub errors: usize,
+    /// Whatever nobody expected.
+    pub unexpected: usize,
+}
+
+/// Counts what was reported until now.
+pub fn tally() -> Tally {
     let reported = REPORTED.lock();
-    reported.events.len() + reported.errors.len() + reported.lost
+    let smmus = WATCHED.get().map_or(0, Vec::len);
+    let fewest = |kind: usize| reported.expected[..smmus].iter().map(|expected| expected[kind]).min().unwrap_or(0);
+    let (faults, errors) = (fewest(FAULT), fewest(ERROR));
+    Tally { faults, errors, unexpected: reported.events.len() + reported.errors.len() + reported.lost }
 }
 
 /// A device whose driver is made to do what it must not, with all that it takes to do so.
@@ -91,39 +122,60 @@ pub struct Culprit<'a> {
     pub space: &'a Space,
     /// The registers of the SMMU that it is behind.
     pub registers: Registers,
-    /// What the disk begins with.
-    pub contents: &'a [u8; PAGE],
+}
+
+/// A page that devices write their four bytes to.
+struct Target {
+    word: &'static AtomicU32,
+    iova: Iova,
+}
+
+impl Target {
+    const POISON: u32 = 0xaaaa_aaaa;
+
+    fn new(space: &Space) -> Self {
+        let page = leak_pages(1);
+        // SAFETY: the beginning of a zeroed page that is nobody else's, and that the devices, too, use only as a word.
+        let word = unsafe { page.cast::<AtomicU32>().as_ref() };
+        Target { word, iova: space.map(page, Prot::READ | Prot::WRITE) }
+    }
+
+    /// Has the device write, and tells whether that arrived, and what the device says of it.
+    fn is_reached_by(&self, culprit: &Culprit<'_>) -> (bool, Result<(), Status>) {
+        self.word.store(Self::POISON, Ordering::Relaxed);
+        let result = culprit.nvme.write_log(self.iova);
+        (self.word.load(Ordering::Relaxed) != Self::POISON, result)
+    }
+}
+
+/// Has each device write to the same page of `space`: while it is mapped, and after it was unmapped, once for all. The first time the write must arrive, the
+/// second time not, which each device's SMMU reports by interrupt.
+pub fn use_after_unmap(culprits: &[Culprit<'_>], space: &Space) {
+    let target = Target::new(space);
+    for culprit in culprits {
+        assert_eq!(target.is_reached_by(culprit), (true, Ok(())), "a write to a mapped page");
+    }
+    if !sabotage::is(Sabotage::StillMapped) {
+        space.unmap(target.iova, PAGE);
+    }
+    for culprit in culprits {
+        let (arrived, result) = target.is_reached_by(culprit);
+        assert!(!arrived, "a device reached a page that was unmapped");
+        culprit.expect_fault(target.iova);
+        println!("a write to {}, which was unmapped, did not arrive; the device says {result:?}", target.iova);
+    }
 }
 
 impl Culprit<'_> {
-    /// Has the device write four bytes twice: while their page is mapped, and after it was unmapped. The first time they must arrive, the second time not, which
-    /// is reported by interrupt.
-    pub fn use_after_unmap(&self) {
-        const POISON: u32 = 0xaaaa_aaaa;
-        let page = leak_pages(1);
-        // SAFETY: the beginning of a zeroed page that is nobody else's, and that the device, too, uses only as a word.
-        let word = unsafe { page.cast::<AtomicU32>().as_ref() };
-        word.store(POISON, Ordering::Relaxed);
-        let iova = self.space.map(page, Prot::READ | Prot::WRITE);
-        self.nvme.write_log(iova).expect("a write to a mapped page");
-        assert_ne!(word.swap(POISON, Ordering::Relaxed), POISON, "nothing came");
-
-        self.space.unmap(iova, PAGE);
-        let result = self.nvme.write_log(iova);
-        assert_eq!(word.load(Ordering::Relaxed), POISON, "the device reached a page that was unmapped");
-        self.expect_fault(iova);
-        println!("a write to {iova}, which was unmapped, did not arrive; the device says {result:?}");
-    }
-
     /// Blocks the device, lets it in again, and sees that it works as before.
     pub fn reattach(&self) {
         self.device.detach().expect("a detach");
         // A blocked device raises no events, and reaches not even its own queues: so its driver begins anew.
         self.device.attach(self.space.domain()).expect("an attach");
         self.nvme.start();
-        let mut page = Page([0; PAGE]);
-        self.nvme.read(0, &mut page.0);
-        assert!(page.0 == *self.contents, "the device does not work after it was attached again");
+        let target = Target::new(self.space);
+        assert_eq!(target.is_reached_by(self), (true, Ok(())), "a write after the device was attached again");
+        self.space.unmap(target.iova, PAGE);
         println!("the device works again after detach and attach");
     }
 
@@ -142,7 +194,8 @@ impl Culprit<'_> {
         let smmu = self.device.smmu().index();
         let error = wait("global error", |reported| {
             let found = reported.errors.iter().position(|&(from, _)| from == smmu)?;
-            Some(reported.errors.swap_remove(found).1)
+            reported.expected[usize::from(smmu)][ERROR] += 1;
+            Some(reported.errors.remove(found).1)
         });
         assert_eq!(error, Gerror::EVENTQ_ABT_ERR);
         let active = self.registers.read32(offset::GERROR) ^ self.registers.read32(offset::GERRORN);
@@ -157,7 +210,7 @@ impl Culprit<'_> {
 
     /// An address that was mapped, and is not any more.
     fn stale_address(&self) -> Iova {
-        let iova = self.space.map(leak_pages(1), Prot::READ | Prot::WRITE);
+        let Target { iova, .. } = Target::new(self.space);
         self.space.unmap(iova, PAGE);
         iova
     }
@@ -190,14 +243,11 @@ impl Culprit<'_> {
                 _ => false,
             })?;
             reported.events.remove(found);
+            reported.expected[usize::from(smmu)][FAULT] += 1;
             Some(())
         });
     }
 }
-
-/// Whole pages can be the target of a transfer.
-#[repr(C, align(4096))]
-struct Page([u8; PAGE]);
 
 /// Waits until `look` finds something in what was reported.
 fn wait<R>(what: &str, mut look: impl FnMut(&mut Reported) -> Option<R>) -> R {

@@ -8,6 +8,7 @@ use arm_gic::gicv3::registers::{Gicd, GicrSgi};
 use arm_gic::gicv3::{GicCpuInterface, GicV3};
 use arm_gic::{IntId, InterruptGroup, Trigger, UniqueMmioPointer};
 
+use smmuv3_discovery::{self as discovery, Interrupt};
 use spin::Once;
 
 use crate::lock::Mutex;
@@ -48,12 +49,16 @@ pub fn init_cpu() {
     gic.enable_interrupt(timer, Some(cpu::index()), true).expect("a private interrupt");
 }
 
-/// Lets the shared peripheral interrupt `number`, which is edge-triggered, come to this CPU.
-pub fn enable_edge(number: u32) {
-    let id = IntId::spi(number);
+/// Lets a shared interrupt come to this CPU.
+pub fn enable(interrupt: &Interrupt) {
+    let id = IntId::try_from(interrupt.intid()).expect("an interrupt");
+    let trigger = match interrupt.trigger {
+        discovery::Trigger::EdgeRising | discovery::Trigger::EdgeFalling => Trigger::Edge,
+        discovery::Trigger::LevelHigh | discovery::Trigger::LevelLow => Trigger::Level,
+    };
     let mut gic = GIC.lock();
     let gic = gic.as_mut().expect("the GIC is set up");
-    gic.set_trigger(id, None, Trigger::Edge).expect("a shared interrupt");
+    gic.set_trigger(id, None, trigger).expect("a shared interrupt");
     gic.distributor().set_routing(id, Some(cpu::affinity())).expect("a shared interrupt");
     gic.enable_interrupt(id, None, true).expect("a shared interrupt");
 }
@@ -122,8 +127,8 @@ impl ExceptionHandlers for Exceptions {
 extern "C" fn handle() {
     while GicCpuInterface::handle_interrupt(InterruptGroup::Group1, |id| {
         // The other that is enabled is the timer's, which is for nobody.
-        if let Some(number) = id.spi_index() {
-            faults::interrupt(number as u32);
+        if !id.is_private() {
+            faults::interrupt(id.raw_value());
         }
     }) {}
 }

@@ -7,6 +7,7 @@ use core::ptr;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
+use smmuv3_discovery::dt::{DeviceTree, WindowKind};
 
 /// How PSCI is called: as a kernel under a hypervisor or firmware at EL2, or as EL2.
 #[derive(Clone, Copy, Debug)]
@@ -15,28 +16,6 @@ pub enum Conduit {
     Hvc,
     /// By SMC.
     Smc,
-}
-
-/// An SMMUv3.
-#[derive(Clone, Copy, Debug)]
-pub struct SmmuNode {
-    /// Its registers.
-    pub base: usize,
-    /// The shared peripheral interrupt of its event queue, edge-triggered.
-    pub events: u32,
-    /// That of its global errors.
-    pub errors: u32,
-}
-
-/// PCIe requester IDs that come out at an SMMU.
-#[derive(Clone, Debug)]
-pub struct Route {
-    /// bus:device.function as 16 bits.
-    pub requesters: Range<u32>,
-    /// The StreamID of the first.
-    pub sid: u32,
-    /// Which SMMU, as an index.
-    pub smmu: usize,
 }
 
 /// A PCIe host bridge.
@@ -49,7 +28,6 @@ pub struct PciHost {
 }
 
 /// All of it.
-#[derive(Debug)]
 pub struct Machine {
     /// All of RAM.
     pub ram: Range<usize>,
@@ -61,10 +39,6 @@ pub struct Machine {
     pub gicr: usize,
     /// The private peripheral interrupt of the virtual timer.
     pub timer: u32,
-    /// The SMMUs.
-    pub smmus: Vec<SmmuNode>,
-    /// Which devices are behind them.
-    pub routes: Vec<Route>,
     /// The host bridge.
     pub pci: PciHost,
 }
@@ -75,6 +49,12 @@ pub fn device_tree(x0: u64) -> Fdt<'static> {
     let address = if x0 == 0 { RAM } else { x0 as usize };
     // SAFETY: the loader has put it there, and nobody changes it.
     unsafe { Fdt::from_raw(ptr::with_exposed_provenance(address)) }.expect("a device tree")
+}
+
+/// The kernel's command line.
+pub fn command_line<'a>(tree: &Fdt<'a>) -> &'a str {
+    let line = tree.find_node("/chosen").and_then(|chosen| chosen.property("bootargs"));
+    line.map_or("", |line| line.value_as().expect("the command line is text"))
 }
 
 /// How PSCI is called.
@@ -98,6 +78,11 @@ pub fn ram(tree: &Fdt<'_>) -> Range<usize> {
     reg(*tree.memory().expect("RAM"), 0)
 }
 
+/// The registers of QEMU's firmware configuration device, if there is one.
+pub fn fw_cfg(tree: &Fdt<'_>) -> Option<usize> {
+    Some(reg(compatible(tree, "qemu,fw-cfg-mmio")?, 0).start)
+}
+
 impl Machine {
     /// Reads the device tree. Takes memory from the heap.
     pub fn new(tree: &Fdt<'_>) -> Self {
@@ -106,68 +91,28 @@ impl Machine {
         let affinity =
             |id: dtoolkit::Cells<'_>| id.as_ref().iter().fold(0, |id, cell| id << 32 | u64::from(cell.get()));
         let cpus = cpus.cpus().flat_map(|cpu| cpu.ids().expect("a CPU has an affinity")).map(affinity).collect();
+        // Secure, non-secure, virtual, hypervisor; three cells each, and type 1 is private.
+        let timer = match cells(compatible(tree, "arm,armv8-timer").expect("a timer"), "interrupts")[6..8] {
+            [1, number] => number,
+            ref other => panic!("the virtual timer's interrupt is {other:?}"),
+        };
 
-        let root = tree.root();
-        let nodes: Vec<FdtNode<'_>> = root.children().filter(|node| node.is_compatible("arm,smmu-v3")).collect();
-        let smmus = nodes.iter().map(|&node| smmu(node)).collect();
-        let phandles: Vec<_> = nodes.iter().map(|node| node.phandle().ok().flatten()).collect();
-
-        let bridge = compatible(tree, "pci-host-ecam-generic").expect("a PCIe host bridge");
-        let routes = cells(bridge, "iommu-map")
-            .chunks_exact(4)
-            .map(|map| {
-                let smmu = phandles.iter().position(|&phandle| phandle == Some(map[1])).expect("the bridge's SMMU");
-                Route { requesters: map[0]..map[0] + map[3], sid: map[2], smmu }
-            })
-            .collect();
-        // Three cells of a PCI address, two of an address, two of a size. The first cell tells the space: 2 is that of 32 bits.
-        let window = cells(bridge, "ranges")
-            .chunks_exact(7)
-            .find(|range| range[0] >> 24 & 3 == 2)
-            .map(|range| {
-                let (bus, start) = (wide(range[1], range[2]), wide(range[3], range[4]));
-                assert_eq!(bus, start, "PCI addresses are the CPU's");
-                start..start + wide(range[5], range[6])
-            })
-            .expect("32-bit addresses for PCI");
+        let devices = DeviceTree::new(tree.data()).expect("the device tree is whole");
+        let bridge = devices.host_bridges().next().expect("a PCIe host bridge");
+        let (ecam, _) = bridge.ecam().expect("registers").expect("a configuration space in memory");
+        let windows = bridge.windows().expect("addresses for PCI").map(|window| window.expect("a window"));
+        let window = { windows }.find(|window| window.kind == WindowKind::Memory32).expect("32-bit addresses for PCI");
+        assert_eq!(window.bus, window.cpu, "PCI addresses are the CPU's");
 
         Machine {
             ram: ram(tree),
             cpus,
             gicd: reg(gic, 0).start,
             gicr: reg(gic, 1).start,
-            // Secure, non-secure, virtual, hypervisor; three cells each, and type 1 is private.
-            timer: match cells(compatible(tree, "arm,armv8-timer").expect("a timer"), "interrupts")[6..8] {
-                [1, number] => number,
-                ref other => panic!("the virtual timer's interrupt is {other:?}"),
-            },
-            smmus,
-            routes,
-            pci: PciHost { ecam: reg(bridge, 0).start, window },
+            timer,
+            pci: PciHost { ecam: ecam as usize, window: window.cpu..window.cpu + window.size },
         }
     }
-
-    /// The SMMU, as an index, and the StreamID of a PCIe requester.
-    pub fn stream(&self, requester: u16) -> Option<(usize, u32)> {
-        let requester = u32::from(requester);
-        let route = self.routes.iter().find(|route| route.requesters.contains(&requester))?;
-        Some((route.smmu, route.sid + (requester - route.requesters.start)))
-    }
-}
-
-fn smmu(node: FdtNode<'_>) -> SmmuNode {
-    // Type (0: shared peripheral), number, trigger (1: edge).
-    let interrupts = cells(node, "interrupts");
-    let names = node.property("interrupt-names").expect("the interrupts have names");
-    let names: Vec<&str> = names.value_as().expect("names are words");
-    let interrupt = |name| {
-        let position = names.iter().position(|&other| other == name).expect("the interrupt is wired");
-        match interrupts[3 * position..][..3] {
-            [0, number, 1] => number,
-            ref other => panic!("interrupt {name} is {other:?}"),
-        }
-    };
-    SmmuNode { base: reg(node, 0).start, events: interrupt("eventq"), errors: interrupt("gerror") }
 }
 
 fn compatible<'a>(tree: &Fdt<'a>, name: &str) -> Option<FdtNode<'a>> {
@@ -183,8 +128,4 @@ fn reg(node: FdtNode<'_>, index: usize) -> Range<usize> {
 fn cells(node: FdtNode<'_>, name: &str) -> Vec<u32> {
     let property = node.property(name).unwrap_or_else(|| panic!("{} has no {name}", node.name()));
     property.value_as().expect("a list of cells")
-}
-
-fn wide(high: u32, low: u32) -> u64 {
-    u64::from(high) << 32 | u64::from(low)
 }

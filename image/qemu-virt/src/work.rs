@@ -8,6 +8,7 @@ use spin::Once;
 use virtio_drivers::device::blk::{BlkReq, BlkResp, SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::transport::pci::PciTransport;
 
+use crate::cpu::MAX_CPUS;
 use crate::lock::Mutex;
 use crate::memory::PAGE;
 use crate::nvme::Nvme;
@@ -31,6 +32,8 @@ pub struct Work {
     next: AtomicU64,
     finished: AtomicUsize,
     verified: [AtomicU64; 2],
+    /// The same bytes, by the CPU that verified them.
+    verified_by: [AtomicU64; MAX_CPUS],
 }
 
 static WORK: Once<Work> = Once::new();
@@ -49,6 +52,7 @@ impl Work {
             next: AtomicU64::new(0),
             finished: AtomicUsize::new(0),
             verified: Default::default(),
+            verified_by: Default::default(),
         })
     }
 
@@ -63,6 +67,11 @@ impl Work {
     /// Bytes that came from the NVMe and from the virtio disk and were what they should be.
     pub fn verified(&self) -> [u64; 2] {
         [NVME, VIRTIO].map(|disk| self.verified[disk].load(Ordering::Relaxed))
+    }
+
+    /// Bytes that the least busy of so many CPUs has verified.
+    pub fn least_verified(&self, cpus: usize) -> u64 {
+        self.verified_by[..cpus].iter().map(|verified| verified.load(Ordering::Relaxed)).min().unwrap_or(0)
     }
 
     fn chunk(&self, offset: u64, buffer: &mut [u8]) {
@@ -80,7 +89,9 @@ impl Work {
         if let Some(at) = pattern::first_difference(disk as u64, after, offset, buffer) {
             panic!("disk {disk}: wrong data at {at:#x}");
         }
-        self.verified[disk].fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        for verified in [&self.verified[disk], &self.verified_by[cpu::index()]] {
+            verified.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        }
     }
 
     fn read(&self, disk: usize, offset: u64, buffer: &mut [u8]) {
