@@ -12,9 +12,9 @@ mod report;
 mod size;
 
 use std::error::Error;
+use std::fs;
 use std::process::ExitCode;
 use std::time::Duration;
-use std::{env, fs};
 
 use clap::{Parser, Subcommand};
 use smmuv3_qemu::Qemu;
@@ -63,9 +63,6 @@ struct QemuVirt {
     build: Build,
 }
 
-/// Set, and not to 0, two SMMUs that are left out are a failure.
-const REQUIRE_TWO: &str = "SMMUV3_REQUIRE_TWO_SMMUS";
-
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::QemuVirt(options) => qemu_virt(&options),
@@ -89,12 +86,11 @@ fn size(options: &Build) -> Result<(), Box<dyn Error>> {
 
 fn qemu_virt(options: &QemuVirt) -> Result<(), Box<dyn Error>> {
     let qemu = Qemu::find()?;
-    let machines: Vec<Machine> = [(1, 1), (2, 1), (1, 2), (2, 2)]
-        .into_iter()
-        .map(|(el, smmus)| Machine { el, smmus })
-        .filter(|machine| options.smmus.is_none_or(|smmus| smmus == machine.smmus))
-        .filter(|machine| options.el.is_none_or(|el| el == machine.el))
-        .collect();
+    let several = qemu.has_several_smmus();
+    let needs = format!("two SMMUs need QEMU {} or newer, this is {}", Qemu::SEVERAL_SMMUS, qemu.version());
+    if !several && options.smmus == Some(2) {
+        return Err(needs.into());
+    }
     let image = build::image(options.build.debian)?;
     let limit = Duration::from_secs(options.seconds);
     if options.sabotage {
@@ -104,18 +100,18 @@ fn qemu_virt(options: &QemuVirt) -> Result<(), Box<dyn Error>> {
         }
         return Ok(());
     }
-    for machine in machines {
-        if machine.smmus > 1 && !qemu.has_several_smmus() {
-            let needs = format!("two SMMUs need QEMU {} or newer, this is {}", Qemu::SEVERAL_SMMUS, qemu.version());
-            if options.smmus.is_some() || env::var_os(REQUIRE_TWO).is_some_and(|value| value != "0") {
-                return Err(needs.into());
-            }
-            println!("left out: {needs}");
+    for (el, smmus) in [(1, 1), (2, 1), (1, 2), (2, 2)] {
+        let chosen = options.smmus.unwrap_or(smmus) == smmus && options.el.unwrap_or(el) == el;
+        if !chosen || smmus > 1 && !several {
             continue;
         }
+        let machine = Machine { el, smmus };
         println!("{machine}, QEMU {}", qemu.version());
         let report = machine.run(&qemu, &image, limit)?;
         println!("{machine}: {report}");
+    }
+    if !several && options.smmus.is_none() {
+        println!("left out: {needs}");
     }
     Ok(())
 }
