@@ -30,6 +30,7 @@ mod work;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 
 use aarch64_rt::entry;
 use smmuv3::arch::Stage;
@@ -79,7 +80,7 @@ fn main(device_tree: u64, _: u64, _: u64, _: u64) -> ! {
 
     // The SMMUs. From here on nothing passes that is not attached.
     let found = Smmus::new(tree.data(), iort);
-    let iommu = Iommu::new(platform).expect("memory");
+    let iommu = measured(format_args!("the Iommu"), || Iommu::new(platform).expect("memory"));
     let smmus: Vec<_> = found.all.iter().map(|smmu| add_smmu(&iommu, smmu.base as usize)).collect();
     faults::watch(smmus.iter().cloned().zip(found.all.iter().map(|smmu| smmu.interrupts)).collect());
 
@@ -89,10 +90,11 @@ fn main(device_tree: u64, _: u64, _: u64, _: u64) -> ! {
         let space = common.clone().unwrap_or_else(|| new_space(&iommu));
         let Stream { smmu, id: sid } = found.stream(pci::rid(function)).expect("the function is behind an SMMU");
         let sid = if sabotage::is(Sabotage::WrongStream) { sid ^ 1 } else { sid };
-        let before = heap_bytes();
-        let device = iommu.add_device(&smmus[smmu], DeviceConfig::stream(sid)).expect("a device");
-        println!("PCIe {function}: StreamID {sid:#x} of SMMU {smmu}; takes {} bytes", heap_bytes() - before);
-        device.attach(space.domain()).expect("an attach");
+        let device = measured(format_args!("PCIe {function}, StreamID {sid:#x} of SMMU {smmu},"), || {
+            let device = iommu.add_device(&smmus[smmu], DeviceConfig::stream(sid)).expect("a device");
+            device.attach(space.domain()).expect("an attach");
+            device
+        });
         Attached { function, device, space, smmu }
     };
 
@@ -175,20 +177,23 @@ struct Attached {
 }
 
 fn add_smmu(iommu: &Iommu<Virt>, base: usize) -> SmmuHandle<Virt> {
-    let before = heap_bytes();
     // SAFETY: the registers of an SMMU, of which the driver is now in charge.
     let registers = unsafe { Registers::new(base) };
     let options = SmmuOptions { interrupts: true, ..SmmuOptions::default() };
-    let smmu = iommu.add_smmu(registers, options).expect("an SMMU");
-    println!("{} at {base:#x} takes {} bytes", smmu.id(), heap_bytes() - before);
-    smmu
+    measured(format_args!("the SMMU at {base:#x}"), || iommu.add_smmu(registers, options).expect("an SMMU"))
 }
 
 fn new_space(iommu: &Iommu<Virt>) -> Arc<Space> {
+    let make = || iommu.paging_domain(Stage::S1, Geometry::default()).expect("a domain");
+    Arc::new(Space::new(measured(format_args!("a domain"), make)))
+}
+
+/// Makes something, and says how much of the heap it takes. No other CPU runs yet.
+fn measured<T>(what: fmt::Arguments<'_>, make: impl FnOnce() -> T) -> T {
     let before = heap_bytes();
-    let domain = iommu.paging_domain(Stage::S1, Geometry::default()).expect("a domain");
-    println!("a domain takes {} bytes", heap_bytes() - before);
-    Arc::new(Space::new(domain))
+    let made = make();
+    println!("{what} takes {} bytes", heap_bytes() - before);
+    made
 }
 
 fn find_virtio(pci: &Pci, kind: DeviceType) -> DeviceFunction {

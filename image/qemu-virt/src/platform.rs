@@ -88,6 +88,14 @@ impl Platform for Virt {
         core::hint::spin_loop();
     }
 
+    fn without_interrupts<R>(&self, f: impl FnOnce() -> R) -> R {
+        // No handler here submits anything to an SMMU, so that the default would do. Those of a kernel unmap.
+        cpu::mask_interrupts();
+        let result = f();
+        cpu::unmask_interrupts();
+        result
+    }
+
     fn cpu_hint(&self) -> usize {
         cpu::index()
     }
