@@ -194,3 +194,45 @@ impl Drop for Running {
         let _ = self.0.wait();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, limit: Duration) -> Result<Vec<String>, String> {
+        watch(Command::new("sh").args(["-c", script]), limit).map_err(|error| error.to_string())
+    }
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    #[test]
+    fn what_a_program_prints_is_returned() {
+        assert_eq!(shell("echo one; echo two", LONG), Ok(vec!["one".to_owned(), "two".to_owned()]));
+    }
+
+    #[test]
+    fn a_program_that_fails_is_an_error_and_so_is_one_that_does_not_end() {
+        let error = shell("echo verdict: pass; echo no such device >&2; exit 1", LONG).unwrap_err();
+        assert!(error.contains("no such device"), "{error}");
+        let error = shell("echo verdict: pass; exec sleep 1000", Duration::from_millis(1)).unwrap_err();
+        assert!(error.contains("did not end"), "{error}");
+    }
+
+    #[test]
+    fn a_disk_must_hold_all_that_was_to_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("disk");
+        let check = |contents: &[u8]| {
+            fs::write(&file, contents).unwrap();
+            check_disk(1, &file).map_err(|error| error.to_string())
+        };
+        let mut contents = vec![0; DISK as usize];
+        pattern::fill(1, true, 0, &mut contents);
+        assert_eq!(check(&contents), Ok(()));
+        assert!(check(&contents[..contents.len() - 8]).is_err(), "too short");
+        *contents.last_mut().unwrap() ^= 1;
+        assert!(check(&contents).unwrap_err().contains("0x3fffff8"), "the last byte");
+        write_disk(1, &folder.path().join("fresh")).unwrap();
+        assert!(check_disk(1, &folder.path().join("fresh")).is_err(), "nothing was written");
+    }
+}

@@ -83,7 +83,7 @@ mod tests {
         }
     }
 
-    /// An ELF file with two sections: the symbols, and their names.
+    /// An ELF file with three sections: the symbols, their names, and the same symbols as those for dynamic linking.
     fn elf(symbols: &[(&str, u8, u64)]) -> Vec<u8> {
         let mut names = vec![0];
         let mut table = Vec::new();
@@ -96,9 +96,12 @@ mod tests {
         let mut elf = b"\x7fELF\x02\x01".to_vec();
         elf.resize(64, 0);
         elf[0x28] = 64;
-        elf[0x3c] = 2;
-        let start = 3 * 64;
-        for (kind, offset, size, link) in [(2u32, start, table.len(), 1u32), (3, start + table.len(), names.len(), 0)] {
+        elf[0x3c] = 3;
+        let start = 4 * 64;
+        let strings = start + table.len();
+        for (kind, offset, size, link) in
+            [(2u32, start, table.len(), 1u32), (3, strings, names.len(), 0), (11, start, table.len(), 1)]
+        {
             let mut header = [0; 64];
             header[4..8].copy_from_slice(&kind.to_le_bytes());
             header[0x18..0x20].copy_from_slice(&(offset as u64).to_le_bytes());
