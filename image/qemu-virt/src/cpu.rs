@@ -1,6 +1,7 @@
 //! One CPU: its number, its interrupts, its clock, and how the others are started.
 
 use core::arch::asm;
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use aarch64_rt::Stack;
@@ -48,6 +49,79 @@ pub fn init(index: usize) {
     // SAFETY: reads a register.
     unsafe { asm!("mrs {}, cntfrq_el0", out(reg) frequency, options(nomem, nostack, preserves_flags)) };
     FREQUENCY.store(frequency, Ordering::Relaxed);
+    enable_event_stream(frequency);
+}
+
+/// Has the timer send this CPU an event at least every 100 µs, so that no WFE lasts longer.
+fn enable_event_stream(frequency: u64) {
+    const EVENT_STREAM: u64 = 1 << 2;
+    const LONGEST_HZ: u64 = 10_000;
+    // An event comes when this bit of the counter becomes 1: every 2^(bit + 1) ticks.
+    let bit = (frequency / LONGEST_HZ).max(2).ilog2() as u64 - 1;
+    let stream = bit.min(15) << 4 | EVENT_STREAM;
+    if exception_level() == 2 {
+        // SAFETY: nobody else uses the event stream. The other bits are about EL1 and EL0, where nothing runs.
+        unsafe { asm!("msr cnthctl_el2, {}", "isb", in(reg) stream, options(nostack, preserves_flags)) };
+    } else {
+        // SAFETY: as above.
+        unsafe { asm!("msr cntkctl_el1, {}", "isb", in(reg) stream, options(nostack, preserves_flags)) };
+    }
+}
+
+/// Sleeps until an event comes: of another CPU or a device, or the timer's.
+#[inline]
+pub fn wait_for_event() {
+    // SAFETY: waits.
+    unsafe { asm!("wfe", options(nostack, preserves_flags)) };
+}
+
+/// Sleeps, if `word` is `value`, until somebody writes to it, or another event comes.
+#[inline]
+pub fn wait_while(word: &AtomicU64, value: u64) {
+    // The exclusive load makes a reservation; that somebody else writes ends it, which is an event.
+    // SAFETY: reads a word that is there, and waits.
+    unsafe {
+        asm!(
+            "ldxr {now}, [{word}]",
+            "cmp {now}, {value}",
+            "b.ne 2f",
+            "wfe",
+            "2:",
+            word = in(reg) word.as_ptr(),
+            value = in(reg) value,
+            now = out(reg) _,
+            options(nostack),
+        );
+    }
+}
+
+/// What to do with cache lines.
+#[derive(Clone, Copy)]
+pub enum Maintenance {
+    /// Write them back (DC CVAC).
+    Clean,
+    /// Forget them (DC IVAC).
+    Invalidate,
+}
+
+/// Does it with all lines of `bytes`, to the point of coherency.
+pub fn maintain(bytes: Range<usize>, how: Maintenance) {
+    let ctr: usize;
+    // SAFETY: reads a register.
+    unsafe { asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };
+    let line = 4 << (ctr >> 16 & 0xf);
+    for address in (bytes.start & !(line - 1)..bytes.end).step_by(line) {
+        match how {
+            // SAFETY: what CPUs see stays as it is.
+            Maintenance::Clean => unsafe { asm!("dc cvac, {}", in(reg) address, options(nostack, preserves_flags)) },
+            // SAFETY: no CPU has written what is forgotten (`Platform::discard`).
+            Maintenance::Invalidate => unsafe {
+                asm!("dc ivac, {}", in(reg) address, options(nostack, preserves_flags))
+            },
+        }
+    }
+    // SAFETY: orders accesses, and waits for the maintenance.
+    unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
 }
 
 /// The number of this CPU, from 0.

@@ -31,9 +31,11 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::AtomicU64;
 
 use aarch64_rt::entry;
 use smmuv3::arch::Stage;
+use smmuv3::platform::Platform;
 use smmuv3::{Device, DeviceConfig, Geometry, Iommu, SmmuHandle, SmmuOptions};
 use smmuv3_discovery::Stream;
 use virtio_drivers::transport::DeviceType;
@@ -77,6 +79,10 @@ fn main(device_tree: u64, _: u64, _: u64, _: u64) -> ! {
     // SAFETY: the device tree has the registers there, and they are mapped.
     let fw_cfg = machine::fw_cfg(&tree).map(|base| FwCfg { registers: unsafe { Registers::new(base) }, platform });
     let iort = fw_cfg.and_then(|fw_cfg| fw_cfg.acpi_table(b"IORT")).map(|table| &*table.leak());
+
+    // Waits for an SMMU end by themselves: nobody sends an event now.
+    platform.wait_for_event();
+    platform.wait_while(&AtomicU64::new(7), 7);
 
     // The SMMUs. From here on nothing passes that is not attached.
     let found = Smmus::new(tree.data(), iort);

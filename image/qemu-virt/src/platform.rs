@@ -9,11 +9,12 @@ use core::alloc::Layout;
 use core::arch::asm;
 use core::ops::Range;
 use core::ptr::{self, NonNull};
+use core::sync::atomic::AtomicU64;
 
 use smmuv3::platform::{DmaWindow, Mmio, PhysAddr, Platform};
 use smmuv3::rcu::ShardedRcu;
 
-use crate::cpu;
+use crate::cpu::{self, Maintenance};
 use crate::lock::RawLock;
 
 /// The host that the driver runs on. A handle: two words would do as well as one.
@@ -38,6 +39,8 @@ impl Platform for Virt {
     // The handlers of the SMMU's interrupts take events and errors, under locks that unmapping threads take, too.
     type RawMutex = RawLock;
     type Rcu = ShardedRcu<RawLock>;
+    // The SMMUs of this machine are coherent. It costs little, and shows how it is done.
+    const CACHE_MAINTENANCE: bool = true;
 
     fn window(&self) -> &DmaWindow {
         self.window
@@ -88,6 +91,22 @@ impl Platform for Virt {
         core::hint::spin_loop();
     }
 
+    fn wait_for_event(&self) {
+        cpu::wait_for_event();
+    }
+
+    fn wait_while(&self, word: &AtomicU64, value: u64) {
+        cpu::wait_while(word, value);
+    }
+
+    fn clean(&self, words: &[AtomicU64]) {
+        cpu::maintain(bytes(words), Maintenance::Clean);
+    }
+
+    fn discard(&self, words: &[AtomicU64]) {
+        cpu::maintain(bytes(words), Maintenance::Invalidate);
+    }
+
     fn without_interrupts<R>(&self, f: impl FnOnce() -> R) -> R {
         // No handler here submits anything to an SMMU, so that the default would do. Those of a kernel unmap.
         cpu::mask_interrupts();
@@ -99,6 +118,11 @@ impl Platform for Virt {
     fn cpu_hint(&self) -> usize {
         cpu::index()
     }
+}
+
+fn bytes(words: &[AtomicU64]) -> Range<usize> {
+    let Range { start, end } = words.as_ptr_range();
+    start.addr()..end.addr()
 }
 
 /// The registers of an SMMU, or of any other device, from an address on.
