@@ -41,6 +41,8 @@ struct Inner {
     /// Turns of waiting loops.
     relaxed: AtomicUsize,
     slept: AtomicUsize,
+    /// What stood in memory when it was last cleaned.
+    cleaned: Vec<AtomicU64>,
     read_barriers: AtomicUsize,
     /// What arrives as an interrupt, and after how many steps.
     interrupt: Mutex<Option<(usize, Handler)>>,
@@ -58,6 +60,7 @@ impl TestPlatform {
             epochs: Mutex::new(None),
             relaxed: AtomicUsize::new(0),
             slept: AtomicUsize::new(0),
+            cleaned: (0..pages * PAGE / 8).map(|_| AtomicU64::new(!GARBAGE)).collect(),
             read_barriers: AtomicUsize::new(0),
             interrupt: Mutex::new(None),
             start: Instant::now(),
@@ -105,6 +108,11 @@ impl TestPlatform {
             let before = epochs[first - 1][index];
             assert!(before == 0 || (before == now[index] && before != GARBAGE), "garbage is reachable: {before:#x}");
         }
+    }
+
+    /// Whether the word at a device address was cleaned with what stands there now.
+    pub(crate) fn is_clean(&self, addr: u64) -> bool {
+        self.0.cleaned[Self::index(addr)].load(Ordering::Acquire) == self.read(addr)
     }
 
     /// Turns in which a CPU may have slept.
@@ -260,6 +268,7 @@ impl Platform for TestPlatform {
     type Mmio = TestMmio;
     type RawMutex = spin::mutex::SpinMutex<()>;
     type Rcu = crate::rcu::ShardedRcu<Self::RawMutex>;
+    const CACHE_MAINTENANCE: bool = true;
 
     fn window(&self) -> &DmaWindow {
         self.step();
@@ -310,6 +319,15 @@ impl Platform for TestPlatform {
         self.step();
         self.0.relaxed.fetch_add(1, Ordering::Relaxed);
         std::thread::yield_now();
+    }
+    fn clean(&self, words: &[AtomicU64]) {
+        // Some tests have entries elsewhere.
+        let first = words.as_ptr().addr().wrapping_sub(self.0.words.as_ptr().addr()) / 8;
+        let cleaned = self.0.cleaned.get(first..).unwrap_or(&[]);
+        cleaned
+            .iter()
+            .zip(words)
+            .for_each(|(cleaned, word)| cleaned.store(word.load(Ordering::Acquire), Ordering::Release));
     }
     fn wait_for_event(&self) {
         self.0.slept.fetch_add(1, Ordering::Relaxed);

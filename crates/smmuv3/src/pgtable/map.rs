@@ -85,7 +85,7 @@ impl<P: Platform> PageTable<P> {
         }
         let dead = is_dead(found.first);
         if dead {
-            take_back(slice::from_ref(found.entry), ptr::eq(found.entry, found.first));
+            self.take_back(slice::from_ref(found.entry), ptr::eq(found.entry, found.first));
         }
         !dead
     }
@@ -158,10 +158,22 @@ impl<P: Platform> PageTable<P> {
         let pages = found.shift == self.page;
         let done = if pages && run.count == self.shape.entries() { store(words, run) } else { swap_in(words, run) };
         if pages && is_dead(found.first) {
-            take_back(&words[..done], run.index == 0);
+            self.take_back(&words[..done], run.index == 0);
             return 0;
         }
         run.bytes(done)
+    }
+
+    /// Takes back what was mapped in a table of pages that was taken out. Its first entry is the mark, and stays.
+    ///
+    /// Whoever took the table out may have seen the pages or not. They go before they are mapped elsewhere: who unmaps them there does not make the SMMU
+    /// forget a table that is here. litmus: table-again
+    #[cold]
+    pub(super) fn take_back(&self, mapped: &[AtomicU64], from_first: bool) {
+        mapped.iter().skip(usize::from(from_first)).for_each(|word| word.store(0, Relaxed));
+        self.platform.clean(mapped);
+        // They go before all that is mapped from here on, also by stores.
+        fence(Release);
     }
 }
 
@@ -215,15 +227,4 @@ fn store(words: &[AtomicU64], run: Run) -> usize {
     // The stores come before the look at the table's mark. Partner: the fence in `unmap::kill_pages`. litmus: table-mark
     fence(SeqCst);
     done
-}
-
-/// Takes back what was mapped in a table of pages that was taken out. Its first entry is the mark, and stays.
-///
-/// Whoever took the table out may have seen the pages or not. They go before they are mapped elsewhere: who unmaps them there does not make the SMMU
-/// forget a table that is here. litmus: table-again
-#[cold]
-fn take_back(mapped: &[AtomicU64], from_first: bool) {
-    mapped.iter().skip(usize::from(from_first)).for_each(|word| word.store(0, Relaxed));
-    // They go before all that is mapped from here on, also by stores.
-    fence(Release);
 }

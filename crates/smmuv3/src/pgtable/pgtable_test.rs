@@ -17,12 +17,14 @@ fn table(platform: &TestPlatform, stage: Stage, granule: Granule, bits: u8) -> P
     PageTable::new(platform, Shape::new(stage, granule, bits, AddrSize::B48).unwrap()).unwrap()
 }
 
-/// What the SMMU's walker would make of `iova`, by the descriptors in memory alone.
+/// What the SMMU's walker would make of `iova`, by the descriptors in memory alone. All of them are clean.
 fn walk(platform: &TestPlatform, table: &PageTable<TestPlatform>, iova: u64) -> Option<(u64, Prot)> {
     let shape = table.shape();
     let mut base = table.root().0;
     for level in shape.start_level()..=3 {
-        let desc = Desc(platform.read(base + 8 * shape.index(iova, level) as u64));
+        let entry = base + 8 * shape.index(iova, level) as u64;
+        assert!(platform.is_clean(entry), "level {level}");
+        let desc = Desc(platform.read(entry));
         match desc.kind(level, shape.granule()) {
             DescKind::Table(next) => base = next.0,
             DescKind::Leaf(addr) => {
@@ -392,4 +394,17 @@ fn a_table_pointer_is_visible_only_after_what_the_table_holds() {
         platform.assert_written_before_pointed_to(at, next.0, 512);
         at = next.0;
     }
+}
+
+/// The SMMU may still walk the table that was taken out, and its pages be unmapped where they are mapped then.
+#[test]
+fn what_is_taken_back_from_a_table_that_was_taken_out_is_clean() {
+    let platform = TestPlatform::new(16);
+    let table = table(&platform, Stage::S1, Granule::K4, 39);
+    table.map(Iova(0), PhysAddr(0x4000_0000), 0x4000, RW).unwrap();
+    let pages = table.find(0, table.page).unwrap().table;
+    table.take_back(&table.table(pages)[..4], true);
+    let entries = [0, 1, 2, 3].map(|index| pages.0 + 8 * index);
+    assert_eq!(entries.map(|entry| platform.read(entry) == 0), [false, true, true, true]);
+    assert!(entries.iter().all(|&entry| platform.is_clean(entry)));
 }
