@@ -72,6 +72,8 @@ pub(crate) struct Memory {
     uncached: Box<[AtomicU64]>,
     /// One copy at a time, so that an older one does not replace a newer.
     copying: Mutex<()>,
+    /// Some words that such SMMUs have read of late.
+    recent: [AtomicUsize; 8],
     base: u64,
     pages: Box<[AtomicU64]>,
     tick: AtomicU64,
@@ -93,6 +95,7 @@ impl Memory {
             words: (0..size / 8).map(|_| AtomicU64::new(POISON)).collect(),
             uncached: (0..if caches { size / 8 } else { 0 }).map(|_| AtomicU64::new(POISON)).collect(),
             copying: Mutex::default(),
+            recent: Default::default(),
             base: base.0,
             pages: (0..size / PAGE as usize).map(|_| AtomicU64::new(PageState::pack(Owner::Free, 0))).collect(),
             tick: AtomicU64::new(1),
@@ -148,6 +151,7 @@ impl Memory {
     pub(crate) fn read_uncached(&self, addr: u64, evicted: bool) -> Option<u64> {
         let index = usize::try_from(addr.checked_sub(self.base)? / 8).ok()?;
         let word = self.uncached.get(index)?;
+        self.recent[self.tick() as usize % self.recent.len()].store(index, Relaxed);
         if evicted {
             self.clean(index, 1);
         }
@@ -170,6 +174,13 @@ impl Memory {
         let end = (addr - self.base + count as u64).div_ceil(8) as usize;
         self.clean(first, end - first);
         true
+    }
+
+    /// Writes back what stands in the caches of a word that an SMMU may read again, as caches may at any time.
+    pub(crate) fn evict_some(&self) {
+        if !self.uncached.is_empty() {
+            self.clean(self.recent[self.tick() as usize % self.recent.len()].load(Relaxed), 1);
+        }
     }
 
     /// Writes back what stands in the caches of the CPU.

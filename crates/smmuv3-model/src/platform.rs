@@ -67,10 +67,12 @@ impl Platform for ModelPlatform {
     }
 
     fn full_barrier(&self) {
+        self.0.memory.evict_some();
         fence(SeqCst);
     }
 
     fn write_barrier(&self) {
+        self.0.memory.evict_some();
         fence(SeqCst);
     }
 
@@ -79,6 +81,7 @@ impl Platform for ModelPlatform {
     }
 
     fn clean(&self, words: &[AtomicU64]) {
+        self.0.memory.evict_some();
         self.0.memory.clean(self.0.memory.index_of(words), words.len());
     }
 

@@ -5,10 +5,13 @@ mod common;
 
 use common::*;
 use smmuv3::arch::regs::{Cr1, offset};
-use smmuv3::arch::{Command, Event, RawCd, RawSte, Stage, SyncSignal};
-use smmuv3::platform::{Iova, Mmio, PhysAddr};
-use smmuv3::{DeviceConfig, Geometry, Iommu, SmmuOptions};
-use smmuv3_model::{Model, ModelConfig, ModelSmmuConfig};
+use smmuv3::arch::{Command, Event, MAIR, RawCd, RawSte, Stage, SyncSignal};
+use smmuv3::platform::{DmaWindow, Iova, Mmio, PhysAddr, Platform};
+use smmuv3::{DeviceConfig, Geometry, Iommu, SmmuOptions, SvaTable};
+use smmuv3_model::{Model, ModelConfig, ModelMmio, ModelPlatform, ModelSmmuConfig};
+use std::cell::RefCell;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 fn config(seed: u64) -> ModelConfig {
     let smmu = ModelSmmuConfig { coherent: false, ..Default::default() };
@@ -182,6 +185,141 @@ fn tables_and_queues_are_read_as_non_cacheable_memory() {
             let cd: [u64; 8] = words(ste[0] & 0x000f_ffff_ffff_ffc0);
             assert!(cd[0] & 1 << 31 != 0);
             assert_eq!(RawCd(cd).uncached(), RawCd(cd));
+        }
+    }
+}
+
+/// Such a table is changed by CPUs alone, and nobody cleans it.
+#[test]
+fn sva_is_refused() {
+    let rig = Rig::with(config(0));
+    let device = rig.iommu.add_device(&rig.smmu, DeviceConfig::stream(SID).pasid_bits(4)).unwrap();
+    let table = SvaTable { root: PhysAddr(0x8000_0000), geometry: Geometry::default(), mair: MAIR };
+    let sva = rig.iommu.sva_domain(table).unwrap();
+    let error = device.attach_pasid(1, &sva).unwrap_err();
+    assert!(error.to_string().contains("COHACC"), "{error}");
+}
+
+/// Where a thread stops, and is told to go on.
+enum Stop {
+    /// As often as it asks for the window.
+    Window(u32),
+    Barrier,
+}
+
+/// Where, whom to tell, and who tells.
+type Stopped = (Stop, Sender<()>, Receiver<()>);
+
+thread_local!(static STOP: RefCell<Option<Stopped>> = const { RefCell::new(None) });
+
+/// The model's platform, with stops.
+#[derive(Clone)]
+struct Stopping(ModelPlatform);
+
+impl Stopping {
+    fn pass(&self, barrier: bool) {
+        let stop = STOP.with_borrow_mut(|stop| {
+            if let Some((Stop::Window(left @ 1..), ..)) = stop
+                && !barrier
+            {
+                *left -= 1;
+            }
+            stop.take_if(|(stop, ..)| matches!((stop, barrier), (Stop::Window(0), false) | (Stop::Barrier, true)))
+        });
+        if let Some((_, reached, go)) = stop {
+            reached.send(()).unwrap();
+            go.recv().unwrap();
+        }
+    }
+}
+
+impl Platform for Stopping {
+    type Mmio = ModelMmio;
+    type RawMutex = <ModelPlatform as Platform>::RawMutex;
+    type Rcu = <ModelPlatform as Platform>::Rcu;
+    const CACHE_MAINTENANCE: bool = true;
+
+    fn window(&self) -> &DmaWindow {
+        self.pass(false);
+        self.0.window()
+    }
+    fn dma_alloc(&self, size: usize, align: usize) -> Option<PhysAddr> {
+        self.0.dma_alloc(size, align)
+    }
+    fn dma_free(&self, addr: PhysAddr, size: usize, align: usize) {
+        self.0.dma_free(addr, size, align);
+    }
+    fn full_barrier(&self) {
+        self.0.full_barrier();
+        self.pass(true);
+    }
+    fn write_barrier(&self) {
+        self.0.write_barrier();
+    }
+    fn read_barrier(&self) {
+        self.0.read_barrier();
+    }
+    fn clean(&self, words: &[AtomicU64]) {
+        self.0.clean(words);
+    }
+    fn discard(&self, words: &[AtomicU64]) {
+        self.0.discard(words);
+    }
+    fn now_ns(&self) -> u64 {
+        self.0.now_ns()
+    }
+    fn relax(&self) {
+        self.0.relax();
+    }
+    fn cpu_hint(&self) -> usize {
+        self.0.cpu_hint()
+    }
+}
+
+/// A thread is about to clear pages in a table, or a block; another takes that table out, and has not invalidated yet. The SMMU may still walk the table.
+#[test]
+fn what_is_unmapped_in_a_table_that_was_just_taken_out_is_not_reached() {
+    const GIB: u64 = 1 << 30;
+    const BLOCK: u64 = 2 << 20;
+    let at = 4 * GIB;
+    for (first, size, count) in [(at + PAGE, PAGE, 1), (at + PAGE, PAGE, 2), (at + BLOCK, BLOCK, 2)] {
+        for (stops, seed) in (1..8).flat_map(|stops| (0..6).map(move |seed| (stops, seed))) {
+            let model = Model::new(config(seed));
+            let iommu = Iommu::new(Stopping(model.platform())).unwrap();
+            let smmu = iommu.add_smmu(model.mmio(0), quick()).unwrap();
+            let device = iommu.add_device(&smmu, DeviceConfig::stream(SID)).unwrap();
+            let domain = iommu.paging_domain(Stage::S1, Geometry::default()).unwrap();
+            device.attach(&domain).unwrap();
+            let memory = model.alloc_data_aligned((4 * size / PAGE) as usize, size as usize).unwrap();
+            domain.map(Iova(first), memory.addr(), 4 * size, RW).unwrap();
+            let hw = model.device(0, SID);
+            (0..4).for_each(|number| hw.write_u64(Iova(first + number * size), 1).unwrap());
+            std::thread::scope(|scope| {
+                let unmap = |stop, iova, len| {
+                    let (reached, is_there) = channel();
+                    let (may_go, go) = channel();
+                    let domain = &domain;
+                    let thread = scope.spawn(move || {
+                        STOP.set(Some((stop, reached, go)));
+                        domain.unmap(Iova(iova), len).unwrap();
+                        STOP.set(None);
+                    });
+                    // An error: it is through.
+                    let _ = is_there.recv();
+                    (thread, may_go)
+                };
+                let (small, small_may_go) = unmap(Stop::Window(stops), first, count * size);
+                let (large, large_may_go) = unmap(Stop::Barrier, at, size * 512);
+                let _ = small_may_go.send(());
+                small.join().unwrap();
+                assert!(hw.write_u64(Iova(first), 2).is_err(), "{size:#x} bytes, stop {stops}, seed {seed}");
+                large_may_go.send(()).unwrap();
+                large.join().unwrap();
+            });
+            assert!(hw.write_u64(Iova(first + 3 * size), 3).is_err());
+            drop((device, domain));
+            model.free_data(memory);
+            model.report().assert_clean();
         }
     }
 }

@@ -104,12 +104,30 @@ pub enum Maintenance {
     Invalidate,
 }
 
-/// Does it with all lines of `bytes`, to the point of coherency.
-pub fn maintain(bytes: Range<usize>, how: Maintenance) {
-    let ctr: usize;
+/// `CTR_EL0`, about caches.
+fn ctr() -> usize {
+    let ctr;
     // SAFETY: reads a register.
     unsafe { asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };
-    let line = 4 << (ctr >> 16 & 0xf);
+    ctr
+}
+
+/// Bytes that nothing else may share with what is maintained: the longest line of all caches (`CWG`; 0 is 2 KiB).
+pub fn longest_line() -> usize {
+    match ctr() >> 24 & 0xf {
+        0 => 2048,
+        log2 => 4 << log2,
+    }
+}
+
+/// Does it with all lines of `bytes`, to the point of coherency.
+pub fn maintain(bytes: Range<usize>, how: Maintenance) {
+    let line = 4 << (ctr() >> 16 & 0xf);
+    if let Maintenance::Invalidate = how {
+        // Behind the read of the register that tells of what is there.
+        // SAFETY: orders accesses.
+        unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
+    }
     for address in (bytes.start & !(line - 1)..bytes.end).step_by(line) {
         match how {
             // SAFETY: what CPUs see stays as it is.

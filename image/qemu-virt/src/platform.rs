@@ -47,7 +47,7 @@ impl Platform for Virt {
     }
 
     fn dma_alloc(&self, size: usize, align: usize) -> Option<PhysAddr> {
-        let layout = Layout::from_size_align(size, align).ok().filter(|layout| layout.size() > 0)?;
+        let layout = lines(size, align).filter(|layout| layout.size() > 0)?;
         // SAFETY: the size is not 0.
         let memory = unsafe { alloc(layout) };
         // Exposed: the driver comes back to it through the window.
@@ -56,7 +56,7 @@ impl Platform for Virt {
 
     fn dma_free(&self, addr: PhysAddr, size: usize, align: usize) {
         let memory = ptr::with_exposed_provenance_mut(addr.0 as usize);
-        if let Ok(layout) = Layout::from_size_align(size, align) {
+        if let Some(layout) = lines(size, align) {
             // SAFETY: the driver gives back what `dma_alloc` gave, once, and with the same numbers.
             unsafe { dealloc(memory, layout) };
         }
@@ -118,6 +118,11 @@ impl Platform for Virt {
     fn cpu_hint(&self) -> usize {
         cpu::index()
     }
+}
+
+/// Whole cache lines.
+fn lines(size: usize, align: usize) -> Option<Layout> {
+    Some(Layout::from_size_align(size, align.max(cpu::longest_line())).ok()?.pad_to_align())
 }
 
 fn bytes(words: &[AtomicU64]) -> Range<usize> {

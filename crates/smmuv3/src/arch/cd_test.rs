@@ -111,6 +111,15 @@ fn golden() -> [(&'static str, Cd, RawCd); 5] {
 }
 
 #[test]
+fn without_coherent_accesses_tables_are_not_cacheable() {
+    for (name, _, raw) in golden() {
+        let expected = with(with(with(raw, 9, 8, 0), 11, 10, 0), 13, 12, 2);
+        assert_eq!(raw.uncached(), expected, "{name}");
+    }
+    assert_eq!(RawCd::default().uncached(), RawCd::default());
+}
+
+#[test]
 fn descriptors_encode_to_the_words_of_the_specification_and_back() {
     for (name, cd, raw) in golden() {
         assert_eq!(cd.encode().0, raw.0, "{name}");

@@ -124,6 +124,25 @@ fn golden() -> [(&'static str, Ste, RawSte); 13] {
 }
 
 #[test]
+fn without_coherent_accesses_cds_and_tables_are_not_cacheable() {
+    for (name, ste, mut raw) in golden() {
+        let changed = raw.uncached();
+        let Ste::Translate { stages, .. } = ste else {
+            assert_eq!(changed, raw, "{name}");
+            continue;
+        };
+        if matches!(stages, Stages::S1(_) | Stages::Nested(..)) {
+            raw = with(with(with(raw, 67, 66, 0), 69, 68, 0), 71, 70, 2);
+        }
+        if matches!(stages, Stages::S2(_) | Stages::Nested(..)) {
+            raw = with(with(with(raw, 169, 168, 0), 171, 170, 0), 173, 172, 2);
+        }
+        assert_eq!(changed, raw, "{name}");
+    }
+    assert_eq!(RawSte::default().uncached(), RawSte::default());
+}
+
+#[test]
 fn entries_encode_to_the_words_of_the_specification_and_back() {
     for (name, ste, raw) in golden() {
         assert_eq!(ste.encode().0, raw.0, "{name}");

@@ -79,6 +79,11 @@ impl<P: Platform> DeviceInner<P> {
                     return Err(AttachError::OtherIommu);
                 }
                 check_shape(&self_.smmu, &sva.shape)?;
+                if !self_.smmu.features.coherent {
+                    // A CPU's process tables are not cleaned.
+                    let feature = "coherent accesses (IDR0.COHACC)";
+                    return Err(AttachError::Incompatible { smmu: self_.smmu.id, feature, needs: 1, has: 0 });
+                }
                 if domain.is_released() {
                     return Err(AttachError::Released);
                 }

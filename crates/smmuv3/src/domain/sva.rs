@@ -28,7 +28,8 @@ pub struct SvaTable {
 /// A stage 1 table that somebody else owns and changes. Cheap to clone; all clones are the same domain.
 ///
 /// Its owner calls [`invalidate`](SvaDomain::invalidate) after each change that takes rights away, before the pages are used for anything else,
-/// and [`release`](SvaDomain::release) before the table itself goes. Behind an SMMU that is not coherent it cleans each change before.
+/// and [`release`](SvaDomain::release) before the table itself goes. Devices behind an SMMU that does not look into the CPU's caches (`IDR0.COHACC` = 0) can't
+/// use it.
 pub struct SvaDomain<P: Platform>(pub(crate) Shared<Sva<P>>);
 
 pub(crate) struct Sva<P: Platform> {

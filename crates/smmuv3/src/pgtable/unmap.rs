@@ -3,6 +3,8 @@
 use crate::primitive::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 use crate::primitive::{AtomicU64, fence};
 
+use core::slice;
+
 use super::{DEAD, DeadTables, PageTable, Slot};
 use crate::arch::Desc;
 use crate::platform::{Iova, PhysAddr, Platform};
@@ -35,6 +37,7 @@ impl<P: Platform> PageTable<P> {
     #[inline]
     pub(crate) fn unmap(&self, iova: Iova, len: u64) -> Result<Unmapped, (Iova, u64)> {
         let found = self.clear(iova, len);
+        // What others have cleared. What was cleared here is clean already, also in a table that another has taken out meanwhile.
         self.clean(iova, len);
         found
     }
@@ -48,6 +51,7 @@ impl<P: Platform> PageTable<P> {
         let Some(found) = self.find(iova.0, self.page) else { return Ok(Unmapped::default()) };
         if found.shift == self.page {
             let pages = unmap_page(found.entry, found.word);
+            self.platform.clean(slice::from_ref(found.entry));
             Ok(Unmapped { bytes: pages * len, smallest_leaf: pages * len, tables: DeadTables::default() })
         } else {
             self.check_edge(iova.0, iova.0, iova.0 + len).map(|()| Unmapped::default())
@@ -101,6 +105,7 @@ impl<P: Platform> PageTable<P> {
                         if entry.compare_exchange(word, 0, AcqRel, Acquire).is_err() {
                             continue;
                         }
+                        self.platform.clean(slice::from_ref(entry));
                         self.unlinked(word, shift, unmapped);
                     }
                     Slot::Table(table) => {
@@ -124,6 +129,7 @@ impl<P: Platform> PageTable<P> {
     fn unmap_pages(&self, table: PhysAddr, at: u64, len: u64, unmapped: &mut Unmapped) {
         let entries = self.entries(table, at, self.page, len >> self.page);
         let pages = entries.iter().map(|entry| unmap_page(entry, entry.load(Relaxed))).sum();
+        self.platform.clean(entries);
         unmapped.leaves(pages, 1 << self.page);
     }
 

@@ -89,7 +89,7 @@ pub trait Platform: Clone + Send + Sync + 'static {
     type Rcu: crate::rcu::Rcu;
 
     /// Whether [`clean`](Self::clean) and [`discard`](Self::discard) are there. Without them, an SMMU that does not look into the CPU's caches
-    /// (`SMMU_IDR0.COHACC` = 0) is refused. With them, each change of a table is cleaned, whatever the SMMUs are like.
+    /// (`SMMU_IDR0.COHACC` = 0) is refused. With them, all that the driver writes for SMMUs is cleaned, whatever the SMMUs are like.
     const CACHE_MAINTENANCE: bool = false;
 
     /// The window that all DMA memory lies in. Always the same one.
@@ -98,7 +98,8 @@ pub trait Platform: Clone + Send + Sync + 'static {
     /// Gives `size` bytes at a device address that is a multiple of `align`, or `None` where there are none.
     ///
     /// `size` is a multiple of 64, `align` a power of two of at least 64; the contents may be anything. The
-    /// memory lies wholly in [`window`](Self::window).
+    /// memory lies wholly in [`window`](Self::window). With [`CACHE_MAINTENANCE`](Self::CACHE_MAINTENANCE) it shares no cache line with anything
+    /// else.
     fn dma_alloc(&self, size: usize, align: usize) -> Option<PhysAddr>;
 
     /// Takes back what [`dma_alloc`](Self::dma_alloc) gave.
@@ -133,7 +134,7 @@ pub trait Platform: Clone + Send + Sync + 'static {
     /// Sees to it that the next read of `words`, a part of the event queue, finds what an SMMU has written to memory. The CPU has written nothing to these
     /// cache lines that was not cleaned.
     ///
-    /// On AArch64 a `DC IVAC` for each cache line, and a `DSB SY`.
+    /// Comes after every earlier access, also to registers. On AArch64 a `DSB SY`, a `DC IVAC` for each cache line, and another.
     #[inline]
     fn discard(&self, words: &[AtomicU64]) {
         let _ = words;

@@ -36,7 +36,7 @@ const GONE: u32 = u32::MAX;
 const MAX_FAILURES: usize = 32;
 /// The commands that go into the queue together, at most: 64 and a CMD_SYNC. It bounds what others wait for behind them, and a stack frame (1 KB).
 const STRETCH: usize = 65;
-/// So often one who waits for a message looks for it before he lets the CPU wait, and looks at CONS.
+/// So often one who waits for a message looks for it before he lets the CPU wait, and each time before he looks at CONS.
 const SOON: u64 = 8;
 /// How often one who waits for room sees room for anybody, and nobody before him take it, before he overtakes them.
 const PATIENCE: u32 = 8;
@@ -322,7 +322,7 @@ impl<P: Platform> CommandQueue<P> {
 
     fn wait_long(&self, mmio: &P::Mmio, end: u64) -> bool {
         // A message makes it needless to look at CONS, unless there is an error.
-        let look = |turn: u64| !self.signal.is_message() || turn >= SOON && turn.is_power_of_two();
+        let look = |turn: u64| !self.signal.is_message() || turn > 0 && turn.is_multiple_of(SOON);
         let pause = |turn| {
             if self.ring.announced() < end {
                 // Whoever announces it sends no event.
@@ -380,13 +380,13 @@ impl<P: Platform> CommandQueue<P> {
     fn put(&self, submission: &mut Submission<'_, P>, is_part: bool) -> Option<u64> {
         let Submission { mmio, commands, start: owner, deadline, .. } = submission;
         let scattered = is_part || *owner != u64::MAX;
-        let try_put = || {
+        let mut try_put = || {
             self.platform.without_interrupts(|| {
                 let stretch = self.ring.reserve(commands.len() as u64)?;
-                self.write(stretch.start, commands);
-                if !is_part && let Some(sync) = self.signal.sync(stretch.end) {
-                    self.write(stretch.end - 1, &[sync]);
+                if !is_part && let (Some(last), Some(sync)) = (commands.last_mut(), self.signal.sync(stretch.end)) {
+                    *last = sync;
                 }
+                self.write(stretch.start, commands);
                 if scattered {
                     self.ring.set_owner(stretch, stretch.start.min(*owner));
                 }
@@ -407,7 +407,7 @@ impl<P: Platform> CommandQueue<P> {
         &self,
         mmio: &P::Mmio,
         deadline: &mut Option<Deadline>,
-        try_put: impl Fn() -> Option<u64>,
+        mut try_put: impl FnMut() -> Option<u64>,
     ) -> Option<u64> {
         let stood_at = self.look(mmio, 0, 0);
         let timeout_ns = if self.stuck.load(Relaxed) == stood_at { 0 } else { self.timeout_ns };
@@ -455,7 +455,9 @@ impl<P: Platform> CommandQueue<P> {
             let end = first + 2 * commands.len();
             // Behind the end of the queue it goes on at its beginning.
             for part in [first..end.min(all), 0..end.saturating_sub(all)] {
-                self.platform.clean(entries.get(part).unwrap_or(&[]));
+                if let Some(part) = entries.get(part).filter(|part| !part.is_empty()) {
+                    self.platform.clean(part);
+                }
             }
         }
     }

@@ -121,7 +121,7 @@ impl<P: Platform> Signal<P> {
         }
     }
 
-    /// The queue, which ends at a position, is off. If a message is still to come, its memory is never given back.
+    /// The queue, which ends at a position, is off. If a message may still come, its memory is never given back.
     pub(super) fn end(&self, position: u64) {
         if let Signal::Message { memory, .. } = self
             && memory.words().first().is_none_or(|word| word.load(Relaxed) as u32 != position as u32)
