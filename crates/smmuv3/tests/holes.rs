@@ -450,14 +450,13 @@ fn an_smmu_that_goes_away_in_the_middle_of_error_recovery_confirms_nothing() {
 #[test]
 fn no_table_is_freed_while_anybody_is_inside_a_read_section() {
     let model = Model::new(ModelConfig::default());
-    let hook: Arc<std::sync::Mutex<Option<Irq>>> = Arc::default();
-    let iommu = interruptible(&model, hook.clone());
+    let iommu = Iommu::new(SpyPlatform::<HookedRcu>::new(&model)).unwrap();
     let domain = iommu.paging_domain(Stage::S1, Geometry::default()).unwrap();
     domain.map(Iova(0x20_0000), PhysAddr(0x1000), PAGE, RW).unwrap();
     let unmapper: Arc<std::sync::Mutex<Option<std::thread::JoinHandle<()>>>> = Arc::default();
     let freed = Arc::new(AtomicBool::new(false));
     let (ram, other, handle, told) = (model.clone(), domain.clone(), unmapper.clone(), freed.clone());
-    *hook.lock().unwrap() = Some(Arc::new(move || {
+    on_entry(move || {
         // Here this thread has just entered a read section: it may be looking at any table.
         let (before, other) = (ram.driver_pages(), other.clone());
         *handle.lock().unwrap() = Some(std::thread::spawn(move || {
@@ -465,7 +464,7 @@ fn no_table_is_freed_while_anybody_is_inside_a_read_section() {
         }));
         std::thread::sleep(Duration::from_millis(200));
         told.store(ram.driver_pages() != before, Ordering::SeqCst);
-    }));
+    });
     assert!(domain.iova_to_phys(Iova(0x7000_0000)).is_none());
     unmapper.lock().unwrap().take().expect("the hook ran").join().unwrap();
     assert!(!freed.load(Ordering::SeqCst), "a table was freed under a reader");
@@ -600,8 +599,7 @@ fn tables_under_a_tag_that_was_not_flushed_outlive_the_domain() {
 #[test]
 fn a_device_keeps_its_streamids_while_a_guest_s_commands_may_be_on_their_way_to_it() {
     let model = Model::new(ModelConfig::default());
-    let hook: Arc<std::sync::Mutex<Option<Irq>>> = Arc::default();
-    let iommu = interruptible(&model, hook.clone());
+    let iommu = Iommu::new(SpyPlatform::<HookedRcu>::new(&model)).unwrap();
     let smmu = iommu.add_smmu(Spy::new(&model), quick()).unwrap();
     let parent = iommu.paging_domain(Stage::S2, Geometry::default()).unwrap();
     let vsmmu = iommu.vsmmu(&smmu, &parent).unwrap();
@@ -610,7 +608,7 @@ fn a_device_keeps_its_streamids_while_a_guest_s_commands_may_be_on_their_way_to_
     let (device, dropper) = (Arc::new(std::sync::Mutex::new(Some(device))), Arc::new(std::sync::Mutex::new(None)));
     let (early, thread) = (Arc::new(AtomicBool::new(false)), dropper.clone());
     let told = early.clone();
-    *hook.lock().unwrap() = Some(Arc::new(move || {
+    on_entry(move || {
         // Here the guest's thread has just entered its read section.
         let device = device.lock().unwrap().take();
         let done = Arc::new(AtomicBool::new(false));
@@ -621,7 +619,7 @@ fn a_device_keeps_its_streamids_while_a_guest_s_commands_may_be_on_their_way_to_
         }));
         std::thread::sleep(Duration::from_millis(200));
         told.store(done.load(Ordering::SeqCst), Ordering::SeqCst);
-    }));
+    });
     let _ = vsmmu.invalidate(&[Command::CfgiCdAll { sid: 1 }.encode()]);
     dropper.lock().unwrap().take().expect("the hook ran").join().unwrap();
     assert!(!early.load(Ordering::SeqCst), "the StreamID was given back under a guest's command");

@@ -155,7 +155,8 @@ pub struct UnmapReport {
 impl<P: Platform> PagingDomain<P> {
     /// Lets attached devices reach `len` bytes at `paddr` through `iova`. All or nothing.
     ///
-    /// All three are multiples of the granule. When it returns, devices can use the mapping.
+    /// All three are multiples of the granule. When it returns, devices can use the mapping. Callers keep apart what they map: of two that map a page at the
+    /// same moment both may be told that it is theirs, and one that fails may take the other's back.
     pub fn map(&self, iova: Iova, paddr: PhysAddr, len: u64, prot: Prot) -> Result<(), MapError> {
         let domain = &*self.0;
         domain.check_range(iova, len)?;

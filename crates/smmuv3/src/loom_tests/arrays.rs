@@ -56,7 +56,7 @@ impl World {
     /// Clears the descriptor. Returns whether the array lists `key`, so that it is invalidated.
     fn unmap(&self, key: Key) -> bool {
         self.platform.words()[DESCRIPTOR].swap(0, Ordering::AcqRel);
-        walked(&self.invs.load()).contains(&key)
+        walked(self.invs.enter().load()).contains(&key)
     }
 }
 
@@ -107,10 +107,10 @@ fn a_device_with_ats_joins_only_when_nobody_works_with_the_old_array() {
             // A translation request, answered from the TLB.
             move || joined.load(Ordering::Acquire) && tlb.load(Ordering::Acquire)
         });
-        let array = world.invs.load();
-        let told = walked(&array).contains(&ATC);
+        let section = world.invs.enter();
+        let told = walked(section.load()).contains(&ATC);
         tlb.store(false, Ordering::Release);
-        drop(array);
+        drop(section);
         attach.join().unwrap();
         let in_atc = device.join().unwrap();
         assert!(told || !in_atc, "the device's ATC keeps what was unmapped");
@@ -126,8 +126,8 @@ fn nobody_with_an_older_array_talks_to_a_device_whose_ats_is_off() {
         let unmapper = thread::spawn({
             let (world, device) = (world.clone(), device.clone());
             move || {
-                let array = world.invs.load();
-                if walked(&array).contains(&ATC) {
+                let section = world.invs.enter();
+                if walked(section.load()).contains(&ATC) {
                     // ATC_INV
                     device.use_it();
                 }
@@ -158,7 +158,7 @@ fn length_and_trash_are_of_the_same_moment() {
             let world = world.clone();
             move || world.invs.leave(&[OTHER_ATC], |_| panic!("a tag is left"))
         });
-        let told = walked(&world.invs.load());
+        let told = walked(world.invs.enter().load());
         assert!(told.contains(&ASID) && !told.contains(&ATC), "a device that has left is sent an ATC_INV");
         detach.join().unwrap();
     });

@@ -73,7 +73,7 @@ impl<T: Send + Sync, P: Platform> Published<T, P> {
 
     /// Enters a read section, in which the value may be loaded later.
     pub(crate) fn enter(&self) -> Reader<'_, T, P> {
-        Reader { cell: self, _section: self.sections.enter_alone() }
+        Reader { cell: self, _section: self.sections.enter() }
     }
 
     /// Enters a read section, then loads the version that is published now.

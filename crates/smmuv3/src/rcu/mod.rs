@@ -63,22 +63,14 @@ impl<P: Platform> Sections<P> {
         Sections { platform, rcu: P::Rcu::default() }
     }
 
-    /// Enters a read section, and passes barrier (A) of the publication protocol: a descriptor that was changed before is visible to the SMMU before
-    /// anything published is loaded in the section.
-    pub(crate) fn enter(&self) -> Guard<'_, P> {
-        let guard = self.enter_alone();
-        // The section's own fence orders CPUs; the SMMU is none.
-        self.barrier_a();
-        guard
-    }
-
-    /// Enters a read section without barrier (A): nothing published is loaded before the caller has passed it.
+    /// Enters a read section.
     #[inline]
-    pub(crate) fn enter_alone(&self) -> Guard<'_, P> {
+    pub(crate) fn enter(&self) -> Guard<'_, P> {
         self.rcu.enter(&self.platform)
     }
 
-    /// Passes barrier (A) alone.
+    /// Passes barrier (A) of the publication protocol: a descriptor that was changed before is visible to the SMMU before anything published is loaded
+    /// behind it. The section's own fence orders CPUs; the SMMU is none.
     pub(crate) fn barrier_a(&self) {
         // litmus: publication
         self.platform.full_barrier();

@@ -6,7 +6,7 @@ use smmuv3::platform::{DmaWindow, Mmio, PhysAddr, Platform};
 use smmuv3::rcu::Rcu;
 use smmuv3::{Iommu, SmmuHandle, SmmuOptions};
 use smmuv3_model::{Model, ModelMmio, ModelPlatform};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -301,6 +301,35 @@ impl<R: Rcu> Platform for SpyPlatform<R> {
 /// An `Iommu` over the model whose next full barrier runs what is in `irq`.
 pub fn interruptible(model: &Model, irq: Arc<Mutex<Option<Irq>>>) -> Iommu<SpyPlatform> {
     Iommu::new(SpyPlatform { irq, ..SpyPlatform::new(model) }).unwrap()
+}
+
+thread_local!(static ON_ENTRY: RefCell<Option<Irq>> = const { RefCell::new(None) });
+
+/// Runs `irq` when this thread has entered the next read section of a [`HookedRcu`].
+pub fn on_entry(irq: impl Fn() + Send + Sync + 'static) {
+    ON_ENTRY.set(Some(Arc::new(irq)));
+}
+
+/// Read sections with a hook at their beginning.
+#[derive(Default)]
+pub struct HookedRcu(<ModelPlatform as Platform>::Rcu);
+
+// SAFETY: those of another implementation.
+unsafe impl Rcu for HookedRcu {
+    type Guard<'a> = <<ModelPlatform as Platform>::Rcu as Rcu>::Guard<'a>;
+    fn enter<P: Platform>(&self, platform: &P) -> Self::Guard<'_> {
+        let guard = self.0.enter(platform);
+        if let Some(irq) = ON_ENTRY.take() {
+            irq();
+        }
+        guard
+    }
+    fn synchronize<P: Platform>(&self, platform: &P) {
+        self.0.synchronize(platform);
+    }
+    fn try_synchronize<P: Platform>(&self, platform: &P) -> bool {
+        self.0.try_synchronize(platform)
+    }
 }
 
 /// An `Iommu` over the model, and registers with a hook for writes.
