@@ -171,7 +171,8 @@ impl World {
             let features = *handle.features();
             let mut ballast =
                 Ballast { smmu, asids: None, pasids: 0, vmids: Vec::new(), vmids_are_few: features.vmid_bits == 8 };
-            if features.asid_bits == 8 {
+            // They are taken by tables for SVA, which needs coherent accesses.
+            if features.asid_bits == 8 && features.coherent {
                 let config = DeviceConfig::stream(BALLAST_SID).pasid_bits(PASID_BITS);
                 let device = self.iommu.add_device(handle, config).map_err(|error| text("add_device")(&error))?;
                 ballast.asids = Some(device);
