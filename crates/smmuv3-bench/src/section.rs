@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use smmuv3::internals::DomainArray;
@@ -67,19 +67,28 @@ pub fn figures(effort: Effort) -> Vec<Figure> {
     let word = SharedWord::default();
     let section = || domain.read(|entries| assert_eq!(black_box(entries), 2));
     let locked = || domain.read(|entries| word.read(|| assert_eq!(black_box(entries), 2)));
+    // What the machine gives two threads that share nothing: two CPUs, or two halves of one.
+    let alone = || {
+        let own = AtomicU32::new(0);
+        black_box(&own).fetch_add(1, Ordering::Acquire);
+        fence(Ordering::SeqCst);
+        black_box(&own).fetch_sub(1, Ordering::Release);
+    };
     // Longer than it takes to start, and short enough that in some round no thread waits for a CPU.
     let calls = (effort.round.min(Duration::from_millis(2)).as_nanos() / 40).max(1) as u32;
-    let mut best = [f64::INFINITY; 4];
+    let mut best = [f64::INFINITY; 6];
     for _ in 0..effort.rounds {
         let times = [
             on_threads(1, calls, 4, &section),
             on_threads(2, calls, 4, &section),
             on_threads(1, calls, 4, &locked),
             on_threads(2, calls, 4, &locked),
+            on_threads(1, calls, 4, &alone),
+            on_threads(2, calls, 4, &alone),
         ];
         best = std::array::from_fn(|at| best[at].min(times[at]));
     }
-    let [one, two, locked_one, locked_two] = best;
+    let [one, two, locked_one, locked_two, alone_one, alone_two] = best;
     let figure = |name: &str, value, unit| Figure::new("section", name, value, unit);
     vec![
         figure("read section, one thread", one, "ns"),
@@ -88,6 +97,7 @@ pub fn figures(effort: Effort) -> Vec<Figure> {
         figure("with a shared lock word, one thread", locked_one, "ns"),
         figure("with a shared lock word, each of two threads", locked_two, "ns"),
         figure("with a shared lock word, two threads against one", locked_two / locked_one, "×"),
+        figure("with nothing shared at all, two threads against one", alone_two / alone_one, "×"),
     ]
 }
 

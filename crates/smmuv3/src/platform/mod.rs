@@ -171,7 +171,8 @@ pub trait Platform: Clone + Send + Sync + 'static {
     /// wait in vain for its own commands, which stand behind those of the thread that it interrupted. A kernel that can be preempted does
     /// well to prevent that here too: all who come later wait for a thread that is taken off its CPU inside.
     ///
-    /// The default just calls `f`. It is right where no interrupt handler unmaps, or submits anything else to an SMMU.
+    /// The default just calls `f`. It is right where no interrupt handler unmaps, or submits anything else to an SMMU; taking global errors of one with
+    /// Enhanced Command queues does.
     #[inline]
     fn without_interrupts<R>(&self, f: impl FnOnce() -> R) -> R {
         f()
