@@ -179,7 +179,7 @@ impl Model {
 
     /// Writes the word at `addr`, a multiple of 8, as the CPU does, and cleans it; false outside RAM.
     pub fn write_u64(&self, addr: PhysAddr, value: u64) -> bool {
-        self.0.memory.write_u64(addr.0, value) && self.0.memory.clean_bytes(addr.0, 8)
+        self.0.memory.write_and_clean(addr.0 & !7, &value.to_le_bytes())
     }
 
     /// Reads bytes as the CPU does; false if they are not all in RAM.
@@ -189,7 +189,7 @@ impl Model {
 
     /// Writes bytes as the CPU does, and cleans them; false if they are not all in RAM.
     pub fn write_bytes(&self, addr: PhysAddr, buf: &[u8]) -> bool {
-        self.0.memory.write(addr.0, buf) && self.0.memory.clean_bytes(addr.0, buf.len())
+        self.0.memory.write_and_clean(addr.0, buf)
     }
 
     /// Pages that the driver holds now: 0 once it has given back all.

@@ -8,6 +8,7 @@
 //! history of a stale access in order, and cost less than a clock.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -137,9 +138,13 @@ impl Memory {
 
     // --- contents ---
 
+    /// The number of the word that contains `addr`, which may be behind RAM.
+    fn word_index(&self, addr: u64) -> Option<usize> {
+        usize::try_from(addr.checked_sub(self.base)? / 8).ok()
+    }
+
     fn word(&self, addr: u64) -> Option<&AtomicU64> {
-        let offset = addr.checked_sub(self.base)?;
-        self.words.get(usize::try_from(offset / 8).ok()?)
+        self.words.get(self.word_index(addr)?)
     }
 
     /// The word that contains `addr`.
@@ -147,56 +152,54 @@ impl Memory {
         Some(self.word(addr)?.load(Acquire))
     }
 
-    /// The same past the CPU's caches, which may at any time write back what stands in them: they do so now, if `evicted`.
-    pub(crate) fn read_uncached(&self, addr: u64, evicted: bool) -> Option<u64> {
-        let index = usize::try_from(addr.checked_sub(self.base)? / 8).ok()?;
+    /// The same past the CPU's caches. They may write back what stands in them at any time, and do so now every fourth time.
+    pub(crate) fn read_uncached(&self, addr: u64) -> Option<u64> {
+        let index = self.word_index(addr)?;
         let word = self.uncached.get(index)?;
-        self.recent[self.tick() as usize % self.recent.len()].store(index, Relaxed);
-        if evicted {
-            self.clean(index, 1);
+        let tick = self.tick() as usize;
+        self.recent[tick % self.recent.len()].store(index, Relaxed);
+        if tick.is_multiple_of(4) {
+            self.write_back(index..index + 1);
         }
         Some(word.load(Acquire))
     }
 
     pub(crate) fn write_uncached(&self, addr: u64, value: u64) -> bool {
-        let Some(offset) = addr.checked_sub(self.base) else { return false };
-        self.uncached.get(offset as usize / 8).map(|word| word.store(value, Release)).is_some()
-    }
-
-    /// The index of a part of RAM.
-    pub(crate) fn index_of(&self, words: &[AtomicU64]) -> usize {
-        (words.as_ptr().addr() - self.words.as_ptr().addr()) / 8
-    }
-
-    /// [`clean`](Self::clean) by address. False outside RAM.
-    pub(crate) fn clean_bytes(&self, addr: u64, count: usize) -> bool {
-        let Some(first) = addr.checked_sub(self.base).map(|offset| offset as usize / 8) else { return false };
-        let end = (addr - self.base + count as u64).div_ceil(8) as usize;
-        self.clean(first, end - first);
-        true
+        let word = self.word_index(addr).and_then(|index| self.uncached.get(index));
+        word.map(|word| word.store(value, Release)).is_some()
     }
 
     /// Writes back what stands in the caches of a word that an SMMU may read again, as caches may at any time.
     pub(crate) fn evict_some(&self) {
         if !self.uncached.is_empty() {
-            self.clean(self.recent[self.tick() as usize % self.recent.len()].load(Relaxed), 1);
+            let index = self.recent[self.tick() as usize % self.recent.len()].load(Relaxed);
+            self.write_back(index..index + 1);
         }
     }
 
-    /// Writes back what stands in the caches of the CPU.
-    pub(crate) fn clean(&self, first: usize, count: usize) {
-        self.copy(&self.words, &self.uncached, first, count);
+    /// Writes back what stands in the caches of the CPU about a part of RAM.
+    pub(crate) fn clean(&self, words: &[AtomicU64]) {
+        self.write_back(self.indexes(words));
     }
 
-    /// Forgets what stands in the caches of the CPU.
-    pub(crate) fn discard(&self, first: usize, count: usize) {
-        self.copy(&self.uncached, &self.words, first, count);
+    /// Forgets what stands in the caches of the CPU about a part of RAM.
+    pub(crate) fn discard(&self, words: &[AtomicU64]) {
+        self.copy(&self.uncached, &self.words, self.indexes(words));
     }
 
-    fn copy(&self, from: &[AtomicU64], to: &[AtomicU64], first: usize, count: usize) {
+    fn indexes(&self, words: &[AtomicU64]) -> Range<usize> {
+        let first = (words.as_ptr().addr() - self.words.as_ptr().addr()) / 8;
+        first..first + words.len()
+    }
+
+    fn write_back(&self, words: Range<usize>) {
+        self.copy(&self.words, &self.uncached, words);
+    }
+
+    fn copy(&self, from: &[AtomicU64], to: &[AtomicU64], words: Range<usize>) {
         if !self.uncached.is_empty() {
             let _copying = lock(&self.copying);
-            let (from, to) = (&from[first..first + count], &to[first..first + count]);
+            let (from, to) = (&from[words.clone()], &to[words]);
             from.iter().zip(to).for_each(|(from, to)| to.store(from.load(Acquire), Release));
         }
     }
@@ -234,6 +237,16 @@ impl Memory {
             done += count;
         }
         true
+    }
+
+    /// Writes bytes and cleans them; false if they are not all in RAM.
+    pub(crate) fn write_and_clean(&self, addr: u64, buf: &[u8]) -> bool {
+        let written = self.write(addr, buf);
+        if written && let Some(first) = self.word_index(addr) {
+            let end = first + ((addr % 8) as usize + buf.len()).div_ceil(8);
+            self.write_back(first..end);
+        }
+        written
     }
 
     /// Writes bytes; false if they are not all in RAM.

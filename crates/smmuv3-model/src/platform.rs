@@ -82,11 +82,11 @@ impl Platform for ModelPlatform {
 
     fn clean(&self, words: &[AtomicU64]) {
         self.0.memory.evict_some();
-        self.0.memory.clean(self.0.memory.index_of(words), words.len());
+        self.0.memory.clean(words);
     }
 
     fn discard(&self, words: &[AtomicU64]) {
-        self.0.memory.discard(self.0.memory.index_of(words), words.len());
+        self.0.memory.discard(words);
     }
 
     fn now_ns(&self) -> u64 {

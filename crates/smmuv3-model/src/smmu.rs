@@ -280,11 +280,10 @@ impl Unit {
 
     /// A word as the SMMU reads it for itself.
     pub(crate) fn own_read(&self, addr: u64) -> Option<u64> {
-        if self.features.coherent {
-            return self.memory.read_u64(addr);
+        match self.features.coherent {
+            true => self.memory.read_u64(addr),
+            false => self.memory.read_uncached(addr),
         }
-        let evicted = self.memory.tick().is_multiple_of(4);
-        self.memory.read_uncached(addr, evicted)
     }
 
     /// Writes a word as the SMMU does for itself. False: there is no memory.
