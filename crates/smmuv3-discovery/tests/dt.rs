@@ -12,20 +12,9 @@ fn interrupt(kind: InterruptKind, number: u32, trigger: Trigger) -> Option<Inter
 }
 
 /// As QEMU has them: SPIs on a rising edge.
-fn virt(number: usize, base: u64, [event, pri, sync, gerror]: [u32; 4]) -> SmmuDescription {
+fn virt(number: usize, base: u64, spis: [u32; 4]) -> SmmuDescription {
     let spi = |number| interrupt(InterruptKind::Spi, number, Trigger::EdgeRising);
-    let interrupts =
-        Interrupts { event: spi(event), gerror: spi(gerror), pri: spi(pri), sync: spi(sync), combined: None };
-    SmmuDescription {
-        number,
-        base,
-        size: 0x2_0000,
-        coherent: true,
-        interrupts,
-        msi: false,
-        proximity: None,
-        model: Model::Generic,
-    }
+    common::virt(number, base, spis.map(spi))
 }
 
 fn smmus(bytes: &[u8]) -> Vec<SmmuDescription> {

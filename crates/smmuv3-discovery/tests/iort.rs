@@ -18,18 +18,7 @@ fn virt(number: usize, base: u64, [event, pri, gerror, sync]: [u32; 4]) -> SmmuD
         let number = gsiv - 32;
         Some(Interrupt { kind: InterruptKind::Spi, number, trigger: Trigger::EdgeRising })
     };
-    let interrupts =
-        Interrupts { event: spi(event), gerror: spi(gerror), pri: spi(pri), sync: spi(sync), combined: None };
-    SmmuDescription {
-        number,
-        base,
-        size: 0x2_0000,
-        coherent: true,
-        interrupts,
-        msi: false,
-        proximity: None,
-        model: Model::Generic,
-    }
+    common::virt(number, base, [event, pri, sync, gerror].map(spi))
 }
 
 fn smmus(table: &[u8]) -> Vec<SmmuDescription> {

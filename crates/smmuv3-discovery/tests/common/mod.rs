@@ -5,12 +5,27 @@
 use smmuv3_discovery::dt::DeviceTree;
 use smmuv3_discovery::iort::Iort;
 use smmuv3_discovery::pci::Rid;
+use smmuv3_discovery::{Interrupt, Interrupts, Model, SmmuDescription};
 
 pub const ONE_TREE: &[u8] = include_bytes!("../data/virt-one.dtb");
 pub const TWO_TREE: &[u8] = include_bytes!("../data/virt-two.dtb");
 pub const BOARD_TREE: &[u8] = include_bytes!("../data/board.dtb");
 pub const ONE_IORT: &[u8] = include_bytes!("../data/virt-one.iort");
 pub const TWO_IORT: &[u8] = include_bytes!("../data/virt-two.iort");
+
+/// An SMMU as QEMU's tables describe it, with interrupts for events, PRI, CMD_SYNC and global errors.
+pub fn virt(number: usize, base: u64, [event, pri, sync, gerror]: [Option<Interrupt>; 4]) -> SmmuDescription {
+    SmmuDescription {
+        number,
+        base,
+        size: 0x2_0000,
+        coherent: true,
+        interrupts: Interrupts { event, gerror, pri, sync, combined: None },
+        msi: false,
+        proximity: None,
+        model: Model::Generic,
+    }
+}
 
 /// Reads all there is to read, whatever it is.
 pub fn read_tree(bytes: &[u8]) {
