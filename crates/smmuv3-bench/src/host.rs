@@ -1,6 +1,8 @@
-//! A host that costs as little as a host may: memory, an allocator, barriers that are fences. It has no SMMU.
+//! A host that costs as little as a host may: memory, an allocator, barriers that are fences, which is what they cost where the SMMU is coherent with the
+//! CPU.
 
 use std::cell::Cell;
+use std::marker::PhantomData;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
@@ -12,16 +14,17 @@ use smmuv3::rcu::ShardedRcu;
 use spin::mutex::SpinMutex;
 
 const PAGE: usize = 4096;
-const BASE: u64 = 0x8000_0000;
+const GIB: usize = 1 << 30;
 
-/// A lean host. A handle: clones are the same host.
-#[derive(Clone)]
-pub struct Host(Arc<Inner>);
+/// A lean host whose registers are `M`. A handle: clones are the same host.
+pub struct Host<M = NoRegisters>(Arc<Inner>, PhantomData<fn() -> M>);
 
 struct Inner {
     window: DmaWindow,
     memory: SpinMutex<Memory>,
     start: Instant,
+    /// There are more threads than CPUs.
+    crowded: bool,
 }
 
 /// What was not given out yet, and pages that came back. Pieces larger than a page are not given out again.
@@ -31,18 +34,36 @@ struct Memory {
     pages: Vec<PhysAddr>,
 }
 
-impl Host {
+impl<M> Host<M> {
     /// A host with `pages` pages of 4 KiB.
     pub fn new(pages: usize) -> Self {
-        let words: Arc<[AtomicU64]> = (0..pages * PAGE / 8).map(|_| AtomicU64::new(0)).collect();
-        let window = DmaWindow::from_words(words, PhysAddr(BASE));
-        let memory = Memory { next: BASE, end: BASE + (pages * PAGE) as u64, pages: Vec::with_capacity(pages) };
-        Host(Arc::new(Inner { window, memory: SpinMutex::new(memory), start: Instant::now() }))
+        Host::with(pages, false)
+    }
+
+    /// The same, on which more threads run than there are CPUs.
+    pub fn crowded(pages: usize) -> Self {
+        Host::with(pages, true)
+    }
+
+    fn with(pages: usize, crowded: bool) -> Self {
+        // One more, as the first need not begin at a multiple of its size.
+        let words: Arc<[AtomicU64]> = (0..(pages + 1) * PAGE / 8).map(|_| AtomicU64::new(0)).collect();
+        // An address is a multiple of what it is for the CPU, too: it is cache lines that threads contend for.
+        let base = (words.as_ptr().addr() % GIB) as u64;
+        let memory = Memory { next: base, end: base + 8 * words.len() as u64, pages: Vec::with_capacity(pages) };
+        let window = DmaWindow::from_words(words, PhysAddr(base));
+        Host(Arc::new(Inner { window, memory: SpinMutex::new(memory), start: Instant::now(), crowded }), PhantomData)
     }
 }
 
-impl Platform for Host {
-    type Mmio = NoRegisters;
+impl<M> Clone for Host<M> {
+    fn clone(&self) -> Self {
+        Host(self.0.clone(), PhantomData)
+    }
+}
+
+impl<M: Mmio + 'static> Platform for Host<M> {
+    type Mmio = M;
     type RawMutex = SpinMutex<()>;
     type Rcu = ShardedRcu<Self::RawMutex>;
 
@@ -58,7 +79,7 @@ impl Platform for Host {
             return Some(page);
         }
         let at = memory.next.next_multiple_of(align as u64);
-        let end = at + size.next_multiple_of(PAGE) as u64;
+        let end = at + size as u64;
         (end <= memory.end).then(|| {
             memory.next = end;
             PhysAddr(at)
@@ -88,7 +109,11 @@ impl Platform for Host {
     }
 
     fn relax(&self) {
-        std::hint::spin_loop();
+        if self.0.crowded {
+            std::thread::yield_now();
+        } else {
+            std::hint::spin_loop();
+        }
     }
 
     /// Threads are numbered as they come: the number stands for a CPU.

@@ -1,8 +1,8 @@
 //! The command queue beside two that are simpler: one without any synchronisation, and one under a ticket lock. All have the same commands and the same
 //! barriers, and the same SMMU that does nothing but consume.
 
-mod host;
 mod plain;
+mod smmu;
 
 use std::hint::spin_loop;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,11 +14,14 @@ use smmuv3::arch::RawCommand;
 use smmuv3::internals::Queue;
 use smmuv3::platform::Mmio;
 
+use crate::host::Host;
 use crate::{Bound, Effort, Figure, in_turns};
-use host::{AtOnce, Enhanced, Host, Late};
 use plain::{Locked, Plain};
+use smmu::{AtOnce, Enhanced, Late};
 
 const PART: &str = "queue";
+/// Memory enough for two queues.
+const PAGES: usize = 8;
 /// Commands in a queue: `2^LOG2`.
 const LOG2: u8 = 8;
 /// A wait that lasts longer fails.
@@ -78,7 +81,7 @@ impl Its {
 
 /// One producer, beside one that need not expect another.
 fn alone(effort: Effort) -> Vec<Figure> {
-    let host = Host::new(false);
+    let host = Host::new(PAGES);
     let ours = Ours::new(&host, AtOnce::default());
     let (mut plain, smmu) = (Plain::new(&host, LOG2, TIMEOUT_NS).expect("there is memory"), AtOnce::default());
     let mut plain_step = || plain.submit(&smmu, tlbis(1)).is_some_and(|end| plain.wait(&smmu, end));
@@ -92,7 +95,7 @@ fn alone(effort: Effort) -> Vec<Figure> {
 
 /// Two producers, beside two that share a ticket lock.
 fn together(effort: Effort) -> Vec<Figure> {
-    let host = Host::new(false);
+    let host = Host::new(PAGES);
     let ours = Ours::new(&host, AtOnce::default());
     let its = Its { queue: Locked::new(&host, LOG2, TIMEOUT_NS).expect("there is memory"), smmu: AtOnce::default() };
     let step = || assert!(ours.step(1));
@@ -109,7 +112,7 @@ fn together(effort: Effort) -> Vec<Figure> {
 
 /// Two producers, each with an Enhanced Command queue of his own, beside one.
 fn apart(effort: Effort) -> Vec<Figure> {
-    let host = Host::new(false);
+    let host = Host::new(PAGES);
     let queues = [(); 2].map(|()| Ours::enhanced(&host));
     let [first, second] = [0, 1].map(|n| {
         let queue = &queues[n];
@@ -123,11 +126,11 @@ fn apart(effort: Effort) -> Vec<Figure> {
 
 /// A producer of small submissions beside one of large ones, which take longer to make: without latency that is most of the difference.
 fn beside_batches(effort: Effort) -> Vec<Figure> {
-    let host = Host::new(false);
+    let host = Host::new(PAGES);
     let at_once = Ours::new(&host, AtOnce::default());
     let (small, large) = (|| assert!(at_once.step(1)), || assert!(at_once.step(BATCH)));
     let [without_latency] = races(effort, [[&small, &large]]);
-    let host = Host::new(false);
+    let host = Host::new(PAGES);
     let late = Ours::new(&host, Late::new(LOG2, ROUND_TRIP_NS));
     let (small, large) = (|| assert!(late.step(1)), || assert!(late.step(BATCH)));
     let [with_latency] = races(effort, [[&small, &large]]);
@@ -140,7 +143,7 @@ fn beside_batches(effort: Effort) -> Vec<Figure> {
 
 /// An SMMU that takes its time, as all do.
 fn with_round_trips(effort: Effort) -> Vec<Figure> {
-    let host = Host::new(false);
+    let host = Host::new(PAGES);
     let ours = Ours::new(&host, Late::new(LOG2, ROUND_TRIP_NS));
     let step = || assert!(ours.step(1));
     let [one] = races(effort, [[&step]]);
@@ -153,7 +156,7 @@ fn with_round_trips(effort: Effort) -> Vec<Figure> {
 
 /// Producers of batches that together are more than the queue can hold.
 fn crowded(effort: Effort) -> Vec<Figure> {
-    let host = Host::new(true);
+    let host = Host::crowded(PAGES);
     let ours = Ours::new(&host, Late::new(LOG2, ROUND_TRIP_NS));
     let in_time = || ours.step(BATCH);
     let stalled = AtomicUsize::new(0);
@@ -241,15 +244,15 @@ mod tests {
 
     #[test]
     fn each_queue_puts_every_command_before_the_smmu() {
-        let host = Host::new(false);
+        let host = Host::new(PAGES);
         let ours = Ours::new(&host, AtOnce::default());
         let its = Its { queue: Locked::new(&host, LOG2, TIMEOUT_NS).unwrap(), smmu: AtOnce::default() };
-        let late = Ours::new(&Host::new(false), Late::new(LOG2, 1));
+        let late = Ours::new(&Host::new(PAGES), Late::new(LOG2, 1));
         for count in [1, BATCH] {
             assert!(ours.step(count) && its.step(count) && late.step(count));
         }
         let (commands, syncs) = (1 + BATCH as u32, 2);
-        let enhanced = Ours::enhanced(&Host::new(false));
+        let enhanced = Ours::enhanced(&Host::new(PAGES));
         assert!(enhanced.step(1) && enhanced.step(BATCH));
         let prod = EcmdqProd::new_with_raw_value(commands + syncs).with_en(true);
         assert_eq!(enhanced.smmu.read32(offset::ECMDQ_CONS), prod.raw_value());
@@ -264,7 +267,7 @@ mod tests {
 
     #[test]
     fn an_smmu_with_latency_is_waited_for() {
-        let ours = Ours::new(&Host::new(false), Late::new(LOG2, ROUND_TRIP_NS));
+        let ours = Ours::new(&Host::new(PAGES), Late::new(LOG2, ROUND_TRIP_NS));
         let start = Instant::now();
         (0..10).for_each(|_| assert!(ours.step(1)));
         assert!(start.elapsed().as_nanos() as u64 >= 10 * ROUND_TRIP_NS);

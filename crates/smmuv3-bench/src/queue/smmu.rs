@@ -1,119 +1,29 @@
-//! A host with cheap barriers, and SMMUs that do nothing but consume commands.
+//! SMMUs that do nothing but consume commands.
 
-use std::hint::spin_loop;
-use std::marker::PhantomData;
-use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicU32, AtomicU64, fence};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Instant;
 
 use smmuv3::arch::regs::offset;
-use smmuv3::platform::{DmaWindow, Mmio, PhysAddr, Platform};
-use smmuv3::rcu::ShardedRcu;
-use spin::mutex::SpinMutex;
+use smmuv3::platform::Mmio;
 
-/// Memory enough for two queues.
-const WORDS: usize = 4096;
-
-/// A platform whose barriers are fences, which is what they cost where the SMMU is coherent with the CPU. Its registers are `M`.
-pub(super) struct Host<M>(Arc<Inner>, PhantomData<fn() -> M>);
-
-struct Inner {
-    window: DmaWindow,
-    given: AtomicU64,
-    start: Instant,
-    /// There are more threads than CPUs.
-    crowded: bool,
-}
-
-impl<M> Host<M> {
-    pub(super) fn new(crowded: bool) -> Self {
-        let words: Arc<[AtomicU64]> = (0..WORDS).map(|_| AtomicU64::new(0)).collect();
-        // An address is a multiple of what it is for the CPU, too: it is cache lines that threads contend for.
-        let base = (words.as_ptr() as u64) % (8 * WORDS as u64);
-        let window = DmaWindow::from_words(words, PhysAddr(base));
-        Host(Arc::new(Inner { window, given: AtomicU64::new(base), start: Instant::now(), crowded }), PhantomData)
-    }
-}
-
-impl<M> Clone for Host<M> {
-    fn clone(&self) -> Self {
-        Host(self.0.clone(), PhantomData)
-    }
-}
-
-impl<M: Mmio + 'static> Platform for Host<M> {
-    type Mmio = M;
-    type RawMutex = SpinMutex<()>;
-    type Rcu = ShardedRcu<Self::RawMutex>;
-
-    fn window(&self) -> &DmaWindow {
-        &self.0.window
-    }
-    fn dma_alloc(&self, size: usize, align: usize) -> Option<PhysAddr> {
-        let given = self.0.given.load(Relaxed);
-        let at = given.next_multiple_of(align as u64);
-        let end = at + size as u64;
-        self.0.given.store(end, Relaxed);
-        (end <= self.0.window.base().0 + self.0.window.size()).then_some(PhysAddr(at))
-    }
-    fn dma_free(&self, _: PhysAddr, _: usize, _: usize) {}
-    fn full_barrier(&self) {
-        fence(SeqCst);
-    }
-    fn write_barrier(&self) {
-        fence(Release);
-    }
-    fn read_barrier(&self) {
-        fence(Acquire);
-    }
-    fn now_ns(&self) -> u64 {
-        self.0.start.elapsed().as_nanos() as u64
-    }
-    fn relax(&self) {
-        if self.0.crowded {
-            std::thread::yield_now();
-        } else {
-            spin_loop();
-        }
-    }
-    fn cpu_hint(&self) -> usize {
-        0
-    }
-}
-
-/// An SMMU without latency: CONS follows PROD at once.
+/// An SMMU without latency: CONS follows PROD at once, which stand at these offsets.
 #[derive(Default)]
 #[repr(align(128))]
-pub(super) struct AtOnce(AtomicU32);
+pub(super) struct Follower<const PROD: usize, const CONS: usize>(AtomicU32);
 
-impl Mmio for AtOnce {
+/// Its own queue.
+pub(super) type AtOnce = Follower<{ offset::CMDQ_PROD }, { offset::CMDQ_CONS }>;
+
+/// One Enhanced Command queue, from offset 0 on. ERR and ENACK are where ERRACK and EN are.
+pub(super) type Enhanced = Follower<{ offset::ECMDQ_PROD }, { offset::ECMDQ_CONS }>;
+
+impl<const PROD: usize, const CONS: usize> Mmio for Follower<PROD, CONS> {
     fn read32(&self, offset: usize) -> u32 {
-        if offset == offset::CMDQ_CONS { self.0.load(Relaxed) } else { 0 }
+        if offset == CONS { self.0.load(Relaxed) } else { 0 }
     }
     fn write32(&self, offset: usize, value: u32) {
-        if offset == offset::CMDQ_PROD {
-            self.0.store(value, Relaxed);
-        }
-    }
-    fn read64(&self, _: usize) -> u64 {
-        0
-    }
-    fn write64(&self, _: usize, _: u64) {}
-}
-
-/// An SMMU without latency whose registers are those of one Enhanced Command queue, from offset 0 on.
-#[derive(Default)]
-#[repr(align(128))]
-pub(super) struct Enhanced(AtomicU32);
-
-impl Mmio for Enhanced {
-    fn read32(&self, offset: usize) -> u32 {
-        // ERR and ENACK are where ERRACK and EN are.
-        if offset == offset::ECMDQ_CONS { self.0.load(Relaxed) } else { 0 }
-    }
-    fn write32(&self, offset: usize, value: u32) {
-        if offset == offset::ECMDQ_PROD {
+        if offset == PROD {
             self.0.store(value, Relaxed);
         }
     }
